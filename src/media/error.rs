@@ -1,0 +1,57 @@
+//! Why a picture or clip could not be had. Every variant is the client's to mend, except [`MediaError::Internal`].
+
+/// What went wrong with one media string.
+///
+/// The text of a variant is what the client reads: our words only, no address, no inner status, no decoder's message.
+#[derive(Debug, thiserror::Error)]
+pub enum MediaError {
+    /// Not a URL, a data URI or base64.
+    #[error("{reason}")]
+    InvalidSource {
+        /// What is wrong with the string.
+        reason: String,
+    },
+    /// A URL, host, port, address or path the policy refuses.
+    #[error("{reason}")]
+    Blocked {
+        /// Which rule refused it.
+        reason: String,
+    },
+    /// The bytes could not be fetched or read.
+    #[error("{reason}")]
+    FetchFailed {
+        /// What happened, without addresses and without the remote's words.
+        reason: String,
+    },
+    /// More than a limit allows.
+    #[error("{what} is {value}, the limit is {limit}")]
+    TooLarge {
+        /// What is too large, with its unit: "encoded size in bytes", "width in pixels", "frames".
+        what: &'static str,
+        /// What was found.
+        value: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// A format or codec this server does not read.
+    #[error("{reason}")]
+    Unsupported {
+        /// What was found and what is read.
+        reason: String,
+    },
+    /// The bytes are not a whole image.
+    #[error("{reason}")]
+    InvalidImage {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The bytes are not a whole video.
+    #[error("{reason}")]
+    InvalidVideo {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server's own fault: a pool or a temporary file failed.
+    #[error("the media could not be processed")]
+    Internal(#[source] std::io::Error),
+}

@@ -1,0 +1,109 @@
+//! What the encoder eats: one [`Sequence`] an input, many of them concatenated into a [`PackedBatch`].
+
+use std::sync::Arc;
+
+/// The patch grid of one image (`t == 1`) or one video (`t` frame pairs): sizes in 16-pixel patches.
+///
+/// # Source
+/// `image_grid_thw`, transformers 4.57.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GridThw {
+    /// Frame pairs; 1 for an image.
+    pub t: u32,
+    /// Rows of patches; even.
+    pub h: u32,
+    /// Columns of patches; even.
+    pub w: u32,
+}
+
+impl GridThw {
+    /// Number of patches, `t * h * w`.
+    pub fn patches(self) -> usize {
+        self.t as usize * self.h as usize * self.w as usize
+    }
+
+    /// Number of rows the language model sees: one for 2 x 2 patches.
+    pub fn vision_tokens(self) -> usize {
+        self.patches() / 4
+    }
+}
+
+/// The pixels of one image or video, cut into patches, not yet normalised.
+///
+/// # Shapes
+/// `pixels` is `[patches, 3, 2, 16, 16]` flattened: rows in merge-block order `(t, h/2, w/2, 2, 2)`, each row channel, frame
+/// of the pair, row, column. Values are 8-bit; the model maps `x` to `(x - 127.5) / 127.5`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patches {
+    /// Grid the rows tile.
+    pub grid: GridThw,
+    /// `grid.patches() * 1536` bytes.
+    pub pixels: Vec<u8>,
+}
+
+/// One input, tokenised and positioned.
+///
+/// `vision_rows[i]` is the position in `input_ids` that the i-th merged vision token of `media` (all media, in order) fills;
+/// the id found there is the checkpoint's image or video pad token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// `[tokens]`, post-processor included. The last one is pooled.
+    pub input_ids: Vec<u32>,
+    /// M-RoPE positions: temporal, height, width; each `[tokens]`.
+    pub position_ids: [Vec<u32>; 3],
+    /// Images and videos in the order their tokens appear.
+    pub media: Vec<Arc<Patches>>,
+    /// `[vision_tokens]`, ascending.
+    pub vision_rows: Vec<u32>,
+}
+
+/// Many sequences concatenated, without padding: what one forward pass computes.
+#[derive(Debug, Clone, Default)]
+pub struct PackedBatch {
+    /// `[tokens]`.
+    pub input_ids: Vec<u32>,
+    /// Temporal, height, width positions; each `[tokens]`.
+    pub position_ids: [Vec<u32>; 3],
+    /// `[sequences + 1]`, first 0, last `tokens`.
+    pub cu_seqlens: Vec<u32>,
+    /// Length of the longest sequence in tokens.
+    pub max_seqlen: u32,
+    /// Images and videos of all sequences, in order.
+    pub media: Vec<Arc<Patches>>,
+    /// `[vision_tokens]`: rows of the packed tokens that vision features fill.
+    pub vision_rows: Vec<u32>,
+}
+
+impl PackedBatch {
+    /// Concatenates sequences in the order given.
+    pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
+        let mut batch = PackedBatch {
+            cu_seqlens: vec![0],
+            ..PackedBatch::default()
+        };
+        for sequence in sequences {
+            let start = batch.input_ids.len() as u32;
+            batch.input_ids.extend_from_slice(&sequence.input_ids);
+            for (all, own) in batch.position_ids.iter_mut().zip(&sequence.position_ids) {
+                all.extend_from_slice(own);
+            }
+            batch.media.extend(sequence.media.iter().cloned());
+            batch
+                .vision_rows
+                .extend(sequence.vision_rows.iter().map(|row| start + row));
+            batch.cu_seqlens.push(batch.input_ids.len() as u32);
+            batch.max_seqlen = batch.max_seqlen.max(sequence.input_ids.len() as u32);
+        }
+        batch
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.cu_seqlens.len().saturating_sub(1)
+    }
+
+    /// Number of language-model positions.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+}

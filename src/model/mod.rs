@@ -1,0 +1,21 @@
+//! Qwen3-VL as an encoder: packed sequences in, one pooled hidden state each out.
+//!
+//! # Shapes
+//!
+//! The vocabulary used in every shape of this crate:
+//!
+//! | name | meaning |
+//! |---|---|
+//! | `tokens` | language-model positions of a whole packed batch, all sequences concatenated |
+//! | `sequences` | inputs of the batch; `cu_seqlens` has `sequences + 1` entries |
+//! | `patches` | 16 x 16 pixel patches (two frames deep) of all images and frame pairs, concatenated |
+//! | `vision_tokens` | `patches / 4`: what the patch merger hands to the language model |
+//! | `hidden`, `vision_hidden` | width of the language model, of the vision tower |
+//! | `heads`, `kv_heads`, `head_dim` | attention heads, their key/value groups, their width |
+//!
+//! # Source
+//! transformers 4.57 `models/qwen3_vl/modeling_qwen3_vl.py`.
+
+pub mod input;
+
+pub use input::{GridThw, PackedBatch, Patches, Sequence};

@@ -1,0 +1,1 @@
+//! Logs: the `tracing` subscriber the whole program writes through.
