@@ -1,12 +1,19 @@
 //! The thread that owns the device and the model. In: a [`PackedBatch`](crate::model::PackedBatch). Out: one row a sequence.
 
 pub mod checkpoint;
+mod device;
 pub mod error;
 
 pub use checkpoint::{Checkpoint, CheckpointSource};
 pub use error::EngineError;
 
-use crate::model::PackedBatch;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use crate::model::{ModelConfig, ModelError, PackedBatch, Qwen3VlEncoder};
 
 /// Which number format the model computes in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,22 +69,77 @@ pub struct EngineInfo {
     pub parameters: u64,
 }
 
+type Rows = Result<Vec<Vec<f32>>, EngineError>;
+
+/// A batch and where its rows go.
+struct Job {
+    batch: PackedBatch,
+    reply: oneshot::Sender<Rows>,
+}
+
 /// The handle of the engine thread. Cloning it clones the handle; the thread ends when the last one is dropped.
 #[derive(Debug, Clone)]
-pub struct Engine {}
+pub struct Engine {
+    jobs: mpsc::Sender<Job>,
+    info: Arc<EngineInfo>,
+}
 
 impl Engine {
     /// Picks the device, loads the weights and starts the thread.
     ///
     /// # Errors
     /// [`EngineError`] when the device is absent or the weights do not fit the configuration.
-    pub fn start(_checkpoint: &Checkpoint, _settings: EngineSettings) -> Result<Self, EngineError> {
-        unimplemented!()
+    pub fn start(checkpoint: &Checkpoint, settings: EngineSettings) -> Result<Self, EngineError> {
+        let config = ModelConfig::from_json(&checkpoint.config_json)?;
+        let picked = device::pick(settings.device, settings.dtype)?;
+        let encoder = Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels)?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(settings.threads)
+            .thread_name(|i| format!("encoder-{i}"))
+            .build()
+            .map_err(|error| EngineError::Device {
+                device: picked.device.clone(),
+                reason: error.to_string(),
+            })?;
+        let head = checkpoint
+            .weights
+            .get("lm_head.weight")
+            .map_or(0, |tensor| tensor.elements());
+        let all: usize = checkpoint
+            .weights
+            .values()
+            .map(|tensor| tensor.elements())
+            .sum();
+        let info = EngineInfo {
+            device: picked.device.clone(),
+            dtype: picked.dtype,
+            threads: pool.current_num_threads(),
+            hidden_size: config.text.hidden_size,
+            max_position_embeddings: config.text.max_position_embeddings,
+            parameters: (all - head) as u64,
+        };
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || {
+                for job in queue {
+                    // The receiver may have left; then nobody wants the rows.
+                    let _ = job.reply.send(run(&encoder, &pool, &job.batch));
+                }
+            })
+            .map_err(|error| EngineError::Device {
+                device: picked.device,
+                reason: error.to_string(),
+            })?;
+        Ok(Engine {
+            jobs,
+            info: Arc::new(info),
+        })
     }
 
     /// What runs where.
     pub fn info(&self) -> &EngineInfo {
-        unimplemented!()
+        &self.info
     }
 
     /// One forward pass: one pooled row (`[hidden_size]`, after the final norm, not normalised) for each sequence, in order.
@@ -85,7 +147,55 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Panicked`] or [`EngineError::Forward`] when the pass failed: the thread lives on.
     /// [`EngineError::Stopped`] when it does not.
-    pub async fn encode(&self, _batch: PackedBatch) -> Result<Vec<Vec<f32>>, EngineError> {
-        unimplemented!()
+    pub async fn encode(&self, batch: PackedBatch) -> Result<Vec<Vec<f32>>, EngineError> {
+        let (reply, rows) = oneshot::channel();
+        self.jobs
+            .send(Job { batch, reply })
+            .map_err(|_| EngineError::Stopped)?;
+        rows.await.map_err(|_| EngineError::Stopped)?
+    }
+}
+
+fn run(encoder: &Qwen3VlEncoder, pool: &rayon::ThreadPool, batch: &PackedBatch) -> Rows {
+    // The encoder is only read, so a panic leaves nothing half-done behind.
+    let pass = AssertUnwindSafe(|| pool.install(|| encoder.forward(batch)?.to_vec2::<f32>()));
+    match catch_unwind(pass) {
+        Ok(rows) => rows.map_err(|error| EngineError::Forward {
+            reason: error.to_string(),
+        }),
+        Err(_) => Err(EngineError::Panicked),
+    }
+}
+
+impl From<ModelError> for EngineError {
+    fn from(error: ModelError) -> Self {
+        let reason = |error: &dyn std::error::Error| {
+            error
+                .source()
+                .map_or_else(|| error.to_string(), |source| source.to_string())
+        };
+        match error {
+            ModelError::MissingTensor { name } => EngineError::Tensor {
+                name,
+                reason: "it is missing".to_owned(),
+            },
+            ModelError::Tensor { ref name, .. } => EngineError::Tensor {
+                name: name.clone(),
+                reason: reason(&error),
+            },
+            ModelError::Device(_) => EngineError::Forward {
+                reason: reason(&error),
+            },
+            ModelError::Json(_) => EngineError::Config {
+                reason: error.to_string(),
+            },
+            ModelError::Unsupported {
+                field,
+                found,
+                supported,
+            } => EngineError::Config {
+                reason: format!("{field} is {found}, supported is {supported}"),
+            },
+        }
     }
 }

@@ -16,6 +16,19 @@
 //! # Source
 //! transformers 4.57 `models/qwen3_vl/modeling_qwen3_vl.py`.
 
+mod config;
+mod encoder;
+mod error;
 pub mod input;
+mod parameters;
+mod rope;
+mod text;
+mod vision;
 
+pub use config::{ModelConfig, TextConfig, VisionConfig};
+pub use encoder::Qwen3VlEncoder;
+pub use error::ModelError;
 pub use input::{GridThw, PackedBatch, Patches, Sequence};
+
+/// Who watches the stages of a forward pass: a name and the tensor computed there.
+pub type Trace<'a> = &'a mut dyn FnMut(&str, &candle_core::Tensor) -> candle_core::Result<()>;

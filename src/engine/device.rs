@@ -1,0 +1,115 @@
+//! Which device, in which number format: decided once, here. The only place outside `kernels` that asks what was built in.
+
+use candle_core::{DType, Device};
+
+use super::{DeviceChoice, DtypeChoice, EngineError};
+use crate::kernels::{Kernels, Precision};
+
+/// A device that was picked, with the words people know it by.
+pub(super) struct Picked {
+    pub(super) kernels: Kernels,
+    pub(super) device: String,
+    pub(super) dtype: &'static str,
+}
+
+/// Picks what was asked for, or the first that is there.
+///
+/// # Errors
+/// [`EngineError::Device`] when the device asked for was not built in or is not present.
+pub(super) fn pick(device: DeviceChoice, dtype: DtypeChoice) -> Result<Picked, EngineError> {
+    match device {
+        DeviceChoice::Cpu => Ok(on_cpu(dtype)),
+        DeviceChoice::Cuda(ordinal) => on_device(cuda(ordinal)?, format!("cuda:{ordinal}"), dtype),
+        DeviceChoice::Metal => on_device(metal()?, "metal".to_owned(), dtype),
+        DeviceChoice::Auto => {
+            if let Ok(device) = cuda(0) {
+                return on_device(device, "cuda:0".to_owned(), dtype);
+            }
+            if let Ok(device) = metal() {
+                return on_device(device, "metal".to_owned(), dtype);
+            }
+            Ok(on_cpu(dtype))
+        }
+    }
+}
+
+fn on_cpu(dtype: DtypeChoice) -> Picked {
+    // On the CPU both formats read the same mapped weights and multiply at the same speed, so `auto` takes the exact one.
+    let (precision, dtype) = match dtype {
+        DtypeChoice::Auto | DtypeChoice::F32 => (Precision::F32, "f32"),
+        DtypeChoice::Bf16 => (Precision::Bf16, "bf16"),
+    };
+    Picked {
+        kernels: Kernels::host(precision),
+        device: "cpu".to_owned(),
+        dtype,
+    }
+}
+
+fn on_device(device: Device, name: String, dtype: DtypeChoice) -> Result<Picked, EngineError> {
+    let (dtype, spelled) = match dtype {
+        DtypeChoice::F32 => (DType::F32, "f32"),
+        DtypeChoice::Auto | DtypeChoice::Bf16 => (DType::BF16, "bf16"),
+    };
+    Ok(Picked {
+        kernels: Kernels::Candle { device, dtype },
+        device: name,
+        dtype: spelled,
+    })
+}
+
+fn cuda(ordinal: usize) -> Result<Device, EngineError> {
+    let name = format!("cuda:{ordinal}");
+    if !cfg!(feature = "cuda") {
+        return Err(not_built_in(name, "cuda"));
+    }
+    Device::new_cuda(ordinal).map_err(|error| EngineError::Device {
+        device: name,
+        reason: error.to_string(),
+    })
+}
+
+fn metal() -> Result<Device, EngineError> {
+    if !cfg!(feature = "metal") {
+        return Err(not_built_in("metal".to_owned(), "metal"));
+    }
+    Device::new_metal(0).map_err(|error| EngineError::Device {
+        device: "metal".to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn not_built_in(device: String, feature: &str) -> EngineError {
+    let reason = format!("this binary was built without it; build with `--features {feature}`");
+    EngineError::Device { device, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_was_not_built_in_is_refused_by_name() {
+        let error = pick(DeviceChoice::Cuda(1), DtypeChoice::Auto)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("cuda:1") && error.contains("--features cuda"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_cpu_takes_f32_unless_asked() {
+        assert_eq!(
+            pick(DeviceChoice::Cpu, DtypeChoice::Auto).unwrap().dtype,
+            "f32"
+        );
+        assert_eq!(
+            pick(DeviceChoice::Cpu, DtypeChoice::Bf16).unwrap().dtype,
+            "bf16"
+        );
+    }
+}

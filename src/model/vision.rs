@@ -1,0 +1,313 @@
+//! The vision tower: patches in, one feature for 2 x 2 patches out, and the DeepStack features tapped on the way.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::config::{MERGED_PATCHES, PATCH_VALUES, VisionConfig};
+use super::input::{GridThw, Patches};
+use super::parameters::Parameters;
+use super::rope::{merge_block_order, vision_rope};
+use super::{ModelError, Trace};
+use crate::kernels::{Activation, Kernels, Linear, Matrix, Norm, Rope, Spans};
+
+/// Source: `Qwen3VLVisionBlock`, transformers 4.57.
+const LAYER_NORM_EPS: f64 = 1e-6;
+
+/// What the tower says about a batch's pictures, all of them concatenated.
+pub(super) struct VisionFeatures {
+    /// `[vision_tokens, out_hidden]`.
+    pub(super) merged: Tensor,
+    /// One for each tap, `[vision_tokens, out_hidden]`.
+    pub(super) deepstack: Vec<Tensor>,
+}
+
+#[derive(Debug)]
+struct Block {
+    norm1: Norm,
+    qkv: [Linear; 3],
+    proj: Linear,
+    norm2: Norm,
+    linear_fc1: Linear,
+    linear_fc2: Linear,
+}
+
+/// Joins 2 x 2 patches and projects them to the language model's width.
+#[derive(Debug)]
+struct PatchMerger {
+    norm: Norm,
+    /// The taps normalise the joined patches, the final merger each patch before joining.
+    norm_after_join: bool,
+    linear_fc1: Linear,
+    linear_fc2: Linear,
+}
+
+/// The vision tower.
+#[derive(Debug)]
+pub(super) struct VisionTower {
+    config: VisionConfig,
+    patch_embed: Linear,
+    pos_embed: Matrix,
+    blocks: Vec<Block>,
+    merger: PatchMerger,
+    deepstack_mergers: Vec<PatchMerger>,
+}
+
+impl VisionTower {
+    pub(super) fn load(
+        config: &VisionConfig,
+        parameters: Parameters<'_>,
+    ) -> std::result::Result<Self, ModelError> {
+        let width = config.hidden_size;
+        let blocks = (0..config.depth)
+            .map(|i| Block::load(config, parameters, &format!("model.visual.blocks.{i}")))
+            .collect::<std::result::Result<_, _>>()?;
+        let deepstack_mergers = (0..config.deepstack_visual_indexes.len())
+            .map(|k| {
+                let prefix = format!("model.visual.deepstack_merger_list.{k}");
+                PatchMerger::load(config, parameters, &prefix, true)
+            })
+            .collect::<std::result::Result<_, _>>()?;
+        let positions = config.position_side * config.position_side;
+        Ok(VisionTower {
+            config: config.clone(),
+            patch_embed: parameters.linear(
+                "model.visual.patch_embed.proj",
+                width,
+                &[3, 2, 16, 16],
+            )?,
+            pos_embed: parameters.matrix("model.visual.pos_embed.weight", &[positions, width])?,
+            blocks,
+            merger: PatchMerger::load(config, parameters, "model.visual.merger", false)?,
+            deepstack_mergers,
+        })
+    }
+
+    /// Runs all pictures of a batch together.
+    ///
+    /// # Shapes
+    /// `media` of `patches` patches in total -> `[vision_tokens, out_hidden]` and the taps.
+    pub(super) fn forward(
+        &self,
+        media: &[&Patches],
+        kernels: &Kernels,
+        trace: Trace<'_>,
+    ) -> Result<VisionFeatures> {
+        let grids: Vec<GridThw> = media.iter().map(|patches| patches.grid).collect();
+        let pixels = pixel_values(media, kernels)?; // [patches, 1536]
+        let x = kernels.linear(&pixels, &self.patch_embed, Activation::None)?; // [patches, vision_hidden]
+        trace("vision.patch_embed", &x)?;
+        let mut x = (x + self.position_embedding(&grids, kernels)?)?;
+        trace("vision.block0_in", &x)?;
+        let rope = vision_rope(&grids, self.config.heads.head_dim, kernels)?;
+        let frames = Spans::of(&frame_offsets(&grids), false);
+        let mut deepstack = Vec::with_capacity(self.deepstack_mergers.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &self.config, (&rope, &frames), kernels)?;
+            if let Some(k) = self
+                .config
+                .deepstack_visual_indexes
+                .iter()
+                .position(|&tap| tap == i)
+            {
+                let features = self.deepstack_mergers[k].forward(&x, kernels)?;
+                trace(&format!("vision.deepstack{k}"), &features)?;
+                deepstack.push(features);
+            }
+        }
+        let merged = self.merger.forward(&x, kernels)?;
+        trace("vision.merged", &merged)?;
+        Ok(VisionFeatures { merged, deepstack })
+    }
+
+    /// The position table, interpolated bilinearly to each grid with the corners aligned.
+    ///
+    /// # Shapes
+    /// `[patches, vision_hidden]`.
+    fn position_embedding(&self, grids: &[GridThw], kernels: &Kernels) -> Result<Tensor> {
+        let side = self.config.position_side;
+        let mut corners: [(Vec<u32>, Vec<f32>); 4] = Default::default();
+        for grid in grids {
+            let (rows, columns) = (align_corners(side, grid.h), align_corners(side, grid.w));
+            for _ in 0..grid.t {
+                for (row, column) in merge_block_order(*grid) {
+                    let (r, c) = (rows[row as usize], columns[column as usize]);
+                    for (i, (ids, weights)) in corners.iter_mut().enumerate() {
+                        let (row, row_weight) = if i < 2 {
+                            (r.floor, 1.0 - r.part)
+                        } else {
+                            (r.ceil, r.part)
+                        };
+                        let (column, column_weight) = if i % 2 == 0 {
+                            (c.floor, 1.0 - c.part)
+                        } else {
+                            (c.ceil, c.part)
+                        };
+                        ids.push(row * side as u32 + column);
+                        weights.push(row_weight * column_weight);
+                    }
+                }
+            }
+        }
+        let mut sum: Option<Tensor> = None;
+        for (ids, weights) in corners {
+            let rows = weights.len();
+            // The weights are rounded to the model's dtype before the product, as in the reference.
+            let weights = Tensor::from_vec(weights, (rows, 1), &kernels.device())?
+                .to_dtype(kernels.dtype())?;
+            let corner = kernels
+                .embedding(&self.pos_embed, &ids)?
+                .broadcast_mul(&weights)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + corner)?,
+                None => corner,
+            });
+        }
+        sum.map_or_else(|| candle_core::bail!("a vision batch without patches"), Ok)
+    }
+}
+
+impl Block {
+    fn load(
+        config: &VisionConfig,
+        parameters: Parameters<'_>,
+        prefix: &str,
+    ) -> std::result::Result<Self, ModelError> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Block {
+            norm1: parameters.layer_norm(&format!("{prefix}.norm1"), width, LAYER_NORM_EPS)?,
+            qkv: parameters.stacked(&format!("{prefix}.attn.qkv"), width, width)?,
+            proj: parameters.linear(&format!("{prefix}.attn.proj"), width, &[width])?,
+            norm2: parameters.layer_norm(&format!("{prefix}.norm2"), width, LAYER_NORM_EPS)?,
+            linear_fc1: parameters.linear(&format!("{prefix}.mlp.linear_fc1"), inner, &[width])?,
+            linear_fc2: parameters.linear(&format!("{prefix}.mlp.linear_fc2"), width, &[inner])?,
+        })
+    }
+
+    /// `[patches, vision_hidden]` -> the same; each frame attends to itself.
+    fn forward(
+        &self,
+        x: &Tensor,
+        config: &VisionConfig,
+        (rope, frames): (&Rope, &Spans),
+        kernels: &Kernels,
+    ) -> Result<Tensor> {
+        let normed = kernels.layer_norm(x, &self.norm1)?;
+        let [q, k, v] = &self.qkv;
+        let q = kernels.rope(&kernels.linear(&normed, q, Activation::None)?, None, rope)?;
+        let k = kernels.rope(&kernels.linear(&normed, k, Activation::None)?, None, rope)?;
+        let v = kernels.linear(&normed, v, Activation::None)?;
+        let mixed = kernels.attention([&q, &k, &v], frames, config.heads)?;
+        let x = kernels.linear_add(&mixed, &self.proj, x)?;
+        let normed = kernels.layer_norm(&x, &self.norm2)?;
+        let inner = kernels.linear(&normed, &self.linear_fc1, Activation::GeluTanh)?;
+        kernels.linear_add(&inner, &self.linear_fc2, &x)
+    }
+}
+
+impl PatchMerger {
+    fn load(
+        config: &VisionConfig,
+        parameters: Parameters<'_>,
+        prefix: &str,
+        norm_after_join: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        let joined = config.hidden_size * MERGED_PATCHES;
+        let norm_width = if norm_after_join {
+            joined
+        } else {
+            config.hidden_size
+        };
+        Ok(PatchMerger {
+            norm: parameters.layer_norm(&format!("{prefix}.norm"), norm_width, LAYER_NORM_EPS)?,
+            norm_after_join,
+            linear_fc1: parameters.linear(&format!("{prefix}.linear_fc1"), joined, &[joined])?,
+            linear_fc2: parameters.linear(
+                &format!("{prefix}.linear_fc2"),
+                config.out_hidden_size,
+                &[joined],
+            )?,
+        })
+    }
+
+    /// `[patches, vision_hidden]` -> `[vision_tokens, out_hidden]`; the rows already stand in merge-block order.
+    fn forward(&self, x: &Tensor, kernels: &Kernels) -> Result<Tensor> {
+        let (patches, width) = x.dims2()?;
+        let joined = (patches / MERGED_PATCHES, width * MERGED_PATCHES);
+        let x = if self.norm_after_join {
+            kernels.layer_norm(&x.reshape(joined)?, &self.norm)?
+        } else {
+            kernels.layer_norm(x, &self.norm)?.reshape(joined)?
+        };
+        // The blocks use the tanh approximation, the mergers the exact GELU.
+        let inner = kernels.linear(&x, &self.linear_fc1, Activation::GeluErf)?;
+        kernels.linear(&inner, &self.linear_fc2, Activation::None)
+    }
+}
+
+/// Where one patch row or column falls in the position table.
+#[derive(Clone, Copy)]
+struct Interpolated {
+    floor: u32,
+    ceil: u32,
+    part: f32,
+}
+
+/// `linspace(0, side - 1, count)`, computed from both ends as PyTorch does.
+fn align_corners(side: usize, count: u32) -> Vec<Interpolated> {
+    let last = (side - 1) as f32;
+    let step = if count > 1 {
+        last / (count - 1) as f32
+    } else {
+        0.0
+    };
+    (0..count)
+        .map(|i| {
+            let at = if i < count / 2 || count == 1 {
+                step * i as f32
+            } else {
+                last - step * (count - 1 - i) as f32
+            };
+            let floor = at as u32;
+            Interpolated {
+                floor,
+                ceil: (floor + 1).min(side as u32 - 1),
+                part: at - floor as f32,
+            }
+        })
+        .collect()
+}
+
+/// `(x - 127.5) / 127.5` of all pixels.
+///
+/// # Shapes
+/// `[patches, 1536]`.
+fn pixel_values(media: &[&Patches], kernels: &Kernels) -> Result<Tensor> {
+    let patches: usize = media.iter().map(|media| media.grid.patches()).sum();
+    let mut values = Vec::with_capacity(patches * PATCH_VALUES);
+    for media in media {
+        values.extend(media.pixels.iter().map(|&pixel| normalize_pixel(pixel)));
+    }
+    Tensor::from_vec(values, (patches, PATCH_VALUES), &kernels.device())?
+        .to_dtype(kernels.dtype())
+        .and_then(|x| {
+            debug_assert!(matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16));
+            Ok(x)
+        })
+}
+
+/// Mean and standard deviation 0.5, the rescaling by 1/255 fused, in f32.
+pub(crate) fn normalize_pixel(pixel: u8) -> f32 {
+    (f32::from(pixel) - 127.5) / 127.5
+}
+
+/// `[frames + 1]`: where each frame pair begins.
+fn frame_offsets(grids: &[GridThw]) -> Vec<u32> {
+    let mut offsets = vec![0];
+    let mut at = 0;
+    for grid in grids {
+        for _ in 0..grid.t {
+            at += grid.h * grid.w;
+            offsets.push(at);
+        }
+    }
+    offsets
+}
