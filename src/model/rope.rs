@@ -60,8 +60,9 @@ pub(super) fn text_rope(
             }
         })
         .collect();
-    let mut angles = Vec::with_capacity(position_ids[0].len() * half);
-    for token in 0..position_ids[0].len() {
+    let tokens = position_ids[0].len();
+    let mut angles = Vec::with_capacity(tokens * half);
+    for token in 0..tokens {
         for (frequency, &axis) in frequencies.iter().zip(&axis) {
             angles.push(position_ids[axis][token] as f32 * frequency);
         }

@@ -1,6 +1,6 @@
 //! The vision tower: patches in, one feature for 2 x 2 patches out, and the DeepStack features tapped on the way.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::config::{MERGED_PATCHES, PATCH_VALUES, VisionConfig};
 use super::input::{GridThw, Patches};
@@ -286,12 +286,7 @@ fn pixel_values(media: &[&Patches], kernels: &Kernels) -> Result<Tensor> {
     for media in media {
         values.extend(media.pixels.iter().map(|&pixel| normalize_pixel(pixel)));
     }
-    Tensor::from_vec(values, (patches, PATCH_VALUES), &kernels.device())?
-        .to_dtype(kernels.dtype())
-        .and_then(|x| {
-            debug_assert!(matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16));
-            Ok(x)
-        })
+    Tensor::from_vec(values, (patches, PATCH_VALUES), &kernels.device())?.to_dtype(kernels.dtype())
 }
 
 /// Mean and standard deviation 0.5, the rescaling by 1/255 fused, in f32.

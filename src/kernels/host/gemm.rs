@@ -63,7 +63,16 @@ impl Output {
     }
 }
 
-/// `out[row, column] = finish(x[row] . w[column])`, for all rows of `x` (`[rows, depth]`) and of each weight.
+/// The rows a product is taken of: `[rows, depth]`, flattened.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// `rows * depth` numbers.
+    pub(crate) data: &'a [f32],
+    /// Length of a row.
+    pub(crate) depth: usize,
+}
+
+/// `out[row, column] = finish(x[row] . w[column])`, for all rows of `x` and of each weight.
 ///
 /// `finish` gets the row, the first column, one slice of products for each weight, and the slice of `out` to fill; with two
 /// weights of equal shape it can combine them (the gate and the up projection).
@@ -72,8 +81,7 @@ impl Output {
 /// `x [rows, depth]`, each weight `[columns, depth]`, `out [rows, columns]`.
 pub(crate) fn product<const WEIGHTS: usize>(
     simd: Simd,
-    x: &[f32],
-    depth: usize,
+    Rows { data: x, depth }: Rows<'_>,
     weights: [WeightView<'_>; WEIGHTS],
     out: &mut [f32],
     finish: impl Fn(usize, usize, [&[f32]; WEIGHTS], &mut [f32]) + Sync,
@@ -126,8 +134,8 @@ pub(crate) fn product<const WEIGHTS: usize>(
                 for r in 0..height {
                     let products = std::array::from_fn(|w| &tiles[w][r][..width]);
                     // SAFETY: this task alone writes columns `column..column + width`, all rows are in bounds (asserted above).
-                    let slice = unsafe { output.row(row + r, column, width) };
-                    finish(row + r, column, products, slice);
+                    let slice = unsafe { output.row(r, column, width) };
+                    finish(r, column, products, slice);
                 }
             }
         });
@@ -179,7 +187,7 @@ impl<E: Element + Default> Task for DotBlock<'_, E> {
             unsafe {
                 match (rows == TILE_ROWS, wide) {
                     (true, true) => dot::<L, E, TILE_ROWS, TILE_COLUMNS>(
-                        &self.x, w, self.depth, column, self.tile,
+                        self.x, w, self.depth, column, self.tile,
                     ),
                     (true, false) => {
                         dot::<L, E, TILE_ROWS, 1>(self.x, w, self.depth, column, self.tile)

@@ -64,11 +64,9 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
         // Not `f32::mul_add`: without the instruction that is a library call for each lane.
-        let mut out = plus.0;
-        for lane in 0..LANES {
-            out[lane] += self.0[lane] * by.0[lane];
-        }
-        Portable(out)
+        Portable(std::array::from_fn(|lane| {
+            plus.0[lane] + self.0[lane] * by.0[lane]
+        }))
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {

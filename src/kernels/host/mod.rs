@@ -10,7 +10,7 @@ pub(crate) mod lanes;
 mod rows;
 
 use candle_core::{Result, Storage, Tensor, bail};
-use gemm::WeightView;
+use gemm::{Rows, WeightView};
 use lanes::Simd;
 
 use super::linear::{Activation, GatedMlp, Linear, Matrix, Norm};
@@ -158,8 +158,7 @@ fn finish_linear(
         let x = rounded(precision, x);
         gemm::product(
             simd,
-            &x,
-            depth,
+            Rows { data: &x, depth },
             [weight],
             &mut out,
             |row, column, [products], out| {
@@ -195,8 +194,10 @@ pub(super) fn gated_mlp(
         let x = rounded(precision, x);
         gemm::product(
             simd,
-            &x,
-            hidden,
+            Rows {
+                data: &x,
+                depth: hidden,
+            },
             [gate, up],
             &mut inner,
             |_, _, [gate, up], out| {
