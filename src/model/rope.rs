@@ -62,11 +62,10 @@ pub(super) fn text_rope(
         .collect();
     let tokens = position_ids[0].len();
     let mut angles = Vec::with_capacity(tokens * half);
-    for token in 0..tokens {
-        for (frequency, &axis) in frequencies.iter().zip(&axis) {
-            angles.push(position_ids[axis][token] as f32 * frequency);
-        }
-    }
+    angles.extend((0..tokens).flat_map(|token| {
+        let turns = frequencies.iter().zip(&axis);
+        turns.map(move |(frequency, &axis)| position_ids[axis][token] as f32 * frequency)
+    }));
     rope(angles, half, kernels)
 }
 

@@ -131,11 +131,11 @@ pub(crate) fn product<const WEIGHTS: usize>(
                         }
                     }
                 }
-                for r in 0..height {
-                    let products = std::array::from_fn(|w| &tiles[w][r][..width]);
+                for (r, row) in (row..row + height).enumerate() {
+                    let products = tiles.each_ref().map(|tile| &tile[r][..width]);
                     // SAFETY: this task alone writes columns `column..column + width`, all rows are in bounds (asserted above).
-                    let slice = unsafe { output.row(r, column, width) };
-                    finish(r, column, products, slice);
+                    let slice = unsafe { output.row(row, column, width) };
+                    finish(row, column, products, slice);
                 }
             }
         });
