@@ -13,6 +13,18 @@ pub enum ProcessorError {
         /// The reference's limit.
         limit: u32,
     },
+    /// A limit so low that a side of this shape would shrink to nothing.
+    #[error(
+        "{width} x {height} pixels cannot be resized to at most {max_pixels} pixels: the short side would be 0"
+    )]
+    TooFewPixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit asked for.
+        max_pixels: u64,
+    },
     /// Fewer frames than one pair.
     #[error("the video has {frames} frames, at least {minimum} are needed")]
     TooFewFrames {

@@ -1,14 +1,23 @@
 //! From decoded parts to a [`Sequence`](crate::model::Sequence): prompt, tokens, patches, M-RoPE positions.
 //!
 //! # Source
-//! `shared` steps of the official embedding script (QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_embedding.py`, 8ce3aab),
+//! The official embedding script (QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_embedding.py`, 8ce3aab),
 //! qwen-vl-utils 0.0.14 and transformers 4.57.
 
 pub mod error;
+mod patches;
+mod positions;
+mod resize;
+mod smart_resize;
+mod template;
 
 pub use error::ProcessorError;
 
 use std::sync::Arc;
+
+use resize::pillow_bicubic;
+use smart_resize::{FILE_TOTAL_PIXELS, IMAGE_FACTOR, LIST_TOTAL_PIXELS, smart_resize};
+use template::Template;
 
 use crate::media::RgbImage;
 use crate::model::{Patches, Sequence};
@@ -141,27 +150,35 @@ pub struct VisionTokenIds {
 
 /// The tokenizer and the template of one checkpoint.
 #[derive(Debug)]
-pub struct Processor {}
+pub struct Processor {
+    template: Template,
+}
 
 impl Processor {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
     /// [`ProcessorError::Tokenizer`] when it cannot be read, lacks a template token or disagrees with `config.json`'s ids.
-    pub fn new(_tokenizer_json: &[u8], _ids: VisionTokenIds) -> Result<Self, ProcessorError> {
-        unimplemented!()
+    pub fn new(tokenizer_json: &[u8], ids: VisionTokenIds) -> Result<Self, ProcessorError> {
+        Ok(Processor {
+            template: Template::new(tokenizer_json, ids)?,
+        })
     }
 
     /// Resizes and patches an image.
     ///
     /// # Errors
-    /// [`ProcessorError::AspectRatio`].
+    /// [`ProcessorError::AspectRatio`], [`ProcessorError::TooFewPixels`].
     pub fn image(
         &self,
-        _image: &RgbImage,
-        _options: &PixelOptions,
+        image: &RgbImage,
+        options: &PixelOptions,
     ) -> Result<Patches, ProcessorError> {
-        unimplemented!()
+        let bounds = (options.min_pixels as f64, options.max_pixels as f64);
+        let (width, height) = smart_resize(image.dimensions(), IMAGE_FACTOR, bounds)?;
+        let resized = pillow_bicubic(image, width, height);
+        // The reference shows an image as two equal frames.
+        Ok(patches::cut(&[&resized, &resized]))
     }
 
     /// Which frames of a file of `frames` frames at `fps` frames per second are taken, ascending.
@@ -170,30 +187,31 @@ impl Processor {
     /// [`ProcessorError::TooFewFrames`].
     pub fn sample_file(
         &self,
-        _frames: u64,
-        _fps: f64,
-        _options: &PixelOptions,
+        frames: u64,
+        fps: f64,
+        options: &PixelOptions,
     ) -> Result<Vec<u64>, ProcessorError> {
-        unimplemented!()
+        smart_resize::sample_file(frames, fps, (options.fps, options.max_frames))
     }
 
     /// Which frames of a list of `frames` are taken, ascending.
-    pub fn sample_list(&self, _frames: usize, _options: &PixelOptions) -> Vec<usize> {
-        unimplemented!()
+    pub fn sample_list(&self, frames: usize, options: &PixelOptions) -> Vec<usize> {
+        smart_resize::sample_list(frames, options.max_frames)
     }
 
     /// Resizes and patches the sampled frames of a file; `indices` and `fps` give the timestamps.
     ///
     /// # Errors
-    /// [`ProcessorError::AspectRatio`], [`ProcessorError::TooFewFrames`].
+    /// [`ProcessorError::AspectRatio`], [`ProcessorError::TooFewFrames`], [`ProcessorError::FrameSizes`].
     pub fn file_video(
         &self,
-        _frames: &[RgbImage],
-        _indices: &[u64],
-        _fps: f64,
-        _options: &PixelOptions,
+        frames: &[RgbImage],
+        (indices, fps): (&[u64], f64),
+        options: &PixelOptions,
     ) -> Result<VideoPatches, ProcessorError> {
-        unimplemented!()
+        let total = options.total_pixels.unwrap_or(FILE_TOTAL_PIXELS);
+        let frames: Vec<&RgbImage> = frames.iter().collect();
+        patches::video(&frames, total, &times(indices, fps))
     }
 
     /// Resizes and patches a frame list, already subsampled by [`Self::sample_list`], shown at `fps` frames per second.
@@ -202,11 +220,22 @@ impl Processor {
     /// [`ProcessorError::AspectRatio`], [`ProcessorError::TooFewFrames`], [`ProcessorError::FrameSizes`].
     pub fn list_video(
         &self,
-        _frames: &[RgbImage],
-        _fps: f64,
-        _options: &PixelOptions,
+        frames: &[RgbImage],
+        fps: f64,
+        options: &PixelOptions,
     ) -> Result<VideoPatches, ProcessorError> {
-        unimplemented!()
+        let first = frames
+            .iter()
+            .map(patches::first_resize)
+            .collect::<Result<Vec<RgbImage>, ProcessorError>>()?;
+        let mut all: Vec<&RgbImage> = first.iter().collect();
+        // The reference completes the last pair by showing the last frame twice.
+        if all.len() % 2 == 1 {
+            all.extend(first.last());
+        }
+        let indices: Vec<u64> = (0..all.len() as u64).collect();
+        let total = options.total_pixels.unwrap_or(LIST_TOTAL_PIXELS);
+        patches::video(&all, total, &times(&indices, fps))
     }
 
     /// Renders, tokenises and positions one input.
@@ -215,9 +244,14 @@ impl Processor {
     /// [`ProcessorError::TooLong`], [`ProcessorError::TokenId`].
     pub fn prepare(
         &self,
-        _prompt: &Prompt,
-        _limit: ContextLimit,
+        prompt: &Prompt,
+        limit: ContextLimit,
     ) -> Result<Prepared, ProcessorError> {
-        unimplemented!()
+        self.template.prepare(prompt, limit)
     }
+}
+
+/// When each frame is shown, in seconds.
+fn times(indices: &[u64], fps: f64) -> Vec<f64> {
+    indices.iter().map(|&index| index as f64 / fps).collect()
 }
