@@ -206,7 +206,8 @@ impl Processor {
     pub fn file_video(
         &self,
         frames: &[RgbImage],
-        (indices, fps): (&[u64], f64),
+        indices: &[u64],
+        fps: f64,
         options: &PixelOptions,
     ) -> Result<VideoPatches, ProcessorError> {
         let total = options.total_pixels.unwrap_or(FILE_TOTAL_PIXELS);
