@@ -1,1 +1,225 @@
-//! Room `api`.
+//! The only room that knows HTTP: routes, the grammar of requests, the shape of answers, the error table.
+//!
+//! In: HTTP requests. Out: [`crate::service::EmbedRequest`]s to the service, its answers as JSON.
+//!
+//! # Source
+//! The OpenAI embeddings API; vLLM, Jina, Cohere and Voyage for the spellings of content it does not have.
+
+mod auth;
+mod embeddings;
+pub mod error;
+mod fields;
+mod health;
+mod input;
+mod listener;
+mod models;
+mod options;
+mod part;
+mod response;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+pub use auth::ApiKeys;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+pub use error::{ApiError, ErrorCode};
+use futures_util::FutureExt;
+pub use listener::{ListenerSettings, serve};
+
+use crate::engine::EngineInfo;
+use crate::processor::PixelOptions;
+use crate::service::Embedder;
+
+/// What the wire allows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiSettings {
+    /// Names the model answers to; the first is the one in answers that were asked without a name. At least one.
+    pub served_names: Vec<String>,
+    /// Keys of those who may ask.
+    pub keys: ApiKeys,
+    /// Largest request body in bytes.
+    pub max_body_bytes: usize,
+    /// Most inputs of one request.
+    pub max_inputs: usize,
+    /// Most tokens of one input.
+    pub max_input_tokens: usize,
+    /// Largest encoded image or video in bytes.
+    pub max_media_bytes: usize,
+    /// Most frames of one video.
+    pub max_frames: usize,
+    /// Instructions by the names of `input_type`.
+    pub instructions: BTreeMap<String, String>,
+    /// What media parts that do not say otherwise are resized to.
+    pub pixels: PixelOptions,
+    /// Longest time a request may take.
+    pub request_timeout: Duration,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        // Source: the query instruction of all official examples; documents have the default one.
+        let query = "Retrieve images or text relevant to the user's query.";
+        let named = [
+            ("query", query),
+            ("search_query", query),
+            ("document", ""),
+            ("search_document", ""),
+            ("passage", ""),
+        ];
+        ApiSettings {
+            served_names: vec!["manifold".to_owned()],
+            keys: ApiKeys::default(),
+            max_body_bytes: 64 << 20,
+            max_inputs: 2048,
+            max_input_tokens: 32_768,
+            max_media_bytes: 32 << 20,
+            max_frames: 768,
+            instructions: named
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
+                .into(),
+            pixels: PixelOptions::default(),
+            request_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+impl ApiSettings {
+    /// Whether a request names the model that is served; not naming any is fine.
+    fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match model {
+            Some(model) if !self.served_names.iter().any(|name| name == model) => {
+                let message = format!(
+                    "the model {model:?} is not served here; served is {}",
+                    self.served_names.join(", ")
+                );
+                Err(ApiError::at(ErrorCode::ModelNotFound, "model", message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A model that is loaded and ready.
+#[derive(Debug)]
+pub struct Served {
+    /// All stages.
+    pub embedder: Embedder,
+    /// What runs where.
+    pub info: EngineInfo,
+    /// The checkpoint's own name.
+    pub checkpoint: String,
+    /// The commit it was pinned to, where there is one.
+    pub revision: Option<String>,
+    /// When it was loaded, seconds since 1970.
+    pub loaded_at: u64,
+}
+
+/// What all handlers share. Health answers from it while the model is still loading.
+#[derive(Debug, Clone)]
+pub struct ApiState {
+    settings: Arc<ApiSettings>,
+    served: Arc<OnceLock<Served>>,
+    draining: Arc<AtomicBool>,
+}
+
+impl ApiState {
+    /// A state without a model.
+    pub fn new(settings: ApiSettings) -> Self {
+        ApiState {
+            settings: Arc::new(settings),
+            served: Arc::default(),
+            draining: Arc::default(),
+        }
+    }
+
+    /// The model is here: from now on requests are served.
+    pub fn set_served(&self, served: Served) {
+        // A second model would be a mistake in the wiring; the first stays.
+        let _ = self.served.set(served);
+    }
+
+    /// Readiness goes off; requests are still served.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.served.get().is_some()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn served(&self) -> Result<&Served, ApiError> {
+        self.served
+            .get()
+            .ok_or_else(|| ApiError::new(ErrorCode::ModelLoading, "the model is still loading"))
+    }
+}
+
+/// All routes.
+pub fn router(state: ApiState) -> Router {
+    let guarded = Router::new()
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/embeddings", post(embeddings::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            auth::require_key,
+        ));
+    Router::new()
+        .route("/health", get(health::ready))
+        .route("/health/ready", get(health::ready))
+        .route("/health/live", get(health::live))
+        .route("/health/startup", get(health::startup))
+        .method_not_allowed_fallback(method_not_allowed)
+        .merge(guarded)
+        .layer(middleware::from_fn(identify))
+        .with_state(state)
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("there is no route {}", uri.path()),
+    )
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        ErrorCode::MethodNotAllowed,
+        format!("{} does not have the method {method}", uri.path()),
+    )
+}
+
+/// Gives every answer its request's id, and a panicking handler's client an answer.
+async fn identify(request: Request, next: Next) -> Response {
+    let given = request.headers().get("x-request-id").filter(|id| {
+        let bytes = id.as_bytes();
+        !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(u8::is_ascii_graphic)
+    });
+    let id = given
+        .cloned()
+        .or_else(|| HeaderValue::from_str(&format!("req-{}", uuid::Uuid::new_v4().simple())).ok());
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answered.unwrap_or_else(|_| {
+        tracing::error!("a handler panicked");
+        ApiError::new(ErrorCode::InternalError, "the request failed").into_response()
+    });
+    if let Some(id) = id {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}

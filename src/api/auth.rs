@@ -1,0 +1,94 @@
+//! Who may ask: API keys, compared in constant time. Decided on the matched route; only health stands outside.
+
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::Response;
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::ApiState;
+use super::error::{ApiError, ErrorCode};
+
+/// The keys that open the door, as digests. None: the door is open.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ApiKeys {
+    digests: Vec<[u8; 32]>,
+}
+
+impl std::fmt::Debug for ApiKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl ApiKeys {
+    /// Keeps the digests of `keys`.
+    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
+        ApiKeys {
+            digests: keys
+                .into_iter()
+                .map(|key| Sha256::digest(key).into())
+                .collect(),
+        }
+    }
+
+    /// Whether no key is needed.
+    pub fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+
+    /// Whether `key` is one of them. Takes the same time whichever it is, and however much of it is right.
+    pub fn contains(&self, key: &str) -> bool {
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        let found = self
+            .digests
+            .iter()
+            .fold(Choice::from(0), |found, known| found | known.ct_eq(&digest));
+        found.into()
+    }
+}
+
+/// Lets a request pass that carries a key, or all when there are none.
+pub(super) async fn require_key(
+    State(state): State<ApiState>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let keys = &state.settings.keys;
+    if keys.is_empty() {
+        return Ok(next.run(request).await);
+    }
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let key = given.and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    });
+    match key {
+        Some(key) if keys.contains(key) => Ok(next.run(request).await),
+        Some(_) => Err(ApiError::new(
+            ErrorCode::InvalidApiKey,
+            "the API key is not known here",
+        )),
+        None => Err(ApiError::new(
+            ErrorCode::InvalidApiKey,
+            "an API key is needed: Authorization: Bearer <key>",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_keys_open_and_none_is_printed() {
+        let keys = ApiKeys::new(["alpha", "beta"]);
+        assert!(keys.contains("alpha") && keys.contains("beta"));
+        assert!(!keys.contains("alph") && !keys.contains("alphaa") && !keys.contains(""));
+        assert_eq!(format!("{keys:?}"), "***");
+    }
+}

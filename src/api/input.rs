@@ -1,0 +1,305 @@
+//! The grammar of `input` and `messages`: every spelling of the same content becomes the same [`EmbedInput`].
+
+use serde_json::Value;
+
+use super::ApiSettings;
+use super::error::{ApiError, ErrorCode};
+use super::fields::{Fields, object, path, shown, string};
+use super::options::{ITEM_FIELDS, ItemOptions, PIXEL_FIELDS, instruction, pixel_options};
+use super::part::{self, Context};
+use crate::service::{EmbedInput, InputPart, PartContent};
+
+/// The inputs of a request, with the `id` each was given.
+pub(super) struct Inputs {
+    pub(super) inputs: Vec<EmbedInput>,
+    pub(super) ids: Vec<Option<String>>,
+}
+
+struct Parser<'a> {
+    defaults: &'a ItemOptions,
+    settings: &'a ApiSettings,
+}
+
+type Item = (EmbedInput, Option<String>);
+
+/// Reads `input`, or `messages`.
+///
+/// # Errors
+/// [`ApiError`] with the path of what is wrong.
+pub(super) fn parse(
+    body: Fields<'_>,
+    defaults: &ItemOptions,
+    settings: &ApiSettings,
+) -> Result<Inputs, ApiError> {
+    let parser = Parser { defaults, settings };
+    let items = match (body.first(&["input"]), body.first(&["messages"])) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::invalid(
+                "messages",
+                "input and messages cannot stand beside each other",
+            ));
+        }
+        (None, None) => {
+            return Err(ApiError::invalid(
+                "input",
+                "input is missing; give input, or messages",
+            ));
+        }
+        (Some((at, input)), None) => parser.input(&at, input)?,
+        (None, Some((at, messages))) => parser.messages(&at, messages)?,
+    };
+    let (inputs, ids) = items.into_iter().unzip();
+    Ok(Inputs { inputs, ids })
+}
+
+fn is_message(value: &Value) -> bool {
+    value.get("role").is_some()
+}
+
+impl Parser<'_> {
+    fn input(&self, at: &str, input: &Value) -> Result<Vec<Item>, ApiError> {
+        let Value::Array(items) = input else {
+            return Ok(vec![self.item(at, input)?]);
+        };
+        match items.first() {
+            None => Err(ApiError::invalid(
+                at,
+                format!("{at} is an empty list, it must hold at least one input"),
+            )),
+            // A bare list of numbers is one sequence of token ids, a bare list of messages one conversation.
+            Some(Value::Number(_)) => Ok(vec![self.item(at, input)?]),
+            Some(first) if is_message(first) => Ok(vec![self.item(at, input)?]),
+            Some(_) => self.items(at, items),
+        }
+    }
+
+    /// `messages`: one conversation, or a list of them.
+    fn messages(&self, at: &str, messages: &Value) -> Result<Vec<Item>, ApiError> {
+        match messages {
+            Value::Array(items) if matches!(items.first(), Some(Value::Array(_))) => {
+                self.items(at, items)
+            }
+            _ => Ok(vec![self.conversation(at, messages)?]),
+        }
+    }
+
+    fn items(&self, at: &str, items: &[Value]) -> Result<Vec<Item>, ApiError> {
+        let most = self.settings.max_inputs;
+        if items.len() > most {
+            let message = format!("{at} has {} inputs, the limit is {most}", items.len());
+            return Err(ApiError::at(ErrorCode::TooManyInputs, at, message));
+        }
+        items
+            .iter()
+            .enumerate()
+            .map(|(i, item)| self.item(&format!("{at}[{i}]"), item))
+            .collect()
+    }
+
+    fn item(&self, at: &str, item: &Value) -> Result<Item, ApiError> {
+        match item {
+            Value::String(text) => Ok(self.plain(at, PartContent::Text(text.clone()))),
+            Value::Array(list) => match list.first() {
+                None => Err(ApiError::invalid(
+                    at,
+                    format!("{at} is an empty list, it must hold token ids or messages"),
+                )),
+                Some(Value::Number(_)) => {
+                    Ok(self.plain(at, PartContent::TokenIds(token_ids(at, list)?)))
+                }
+                Some(_) => self.conversation(at, item),
+            },
+            Value::Object(_) if is_message(item) => {
+                self.conversation(at, &Value::Array(vec![item.clone()]))
+            }
+            Value::Object(_) => self.object(object(at, item)?),
+            other => {
+                let expected = "a string, a list of token ids, a list of messages or an object";
+                Err(ApiError::invalid(
+                    at,
+                    format!("{at} is {}, it must be {expected}", shown(other)),
+                ))
+            }
+        }
+    }
+
+    fn plain(&self, at: &str, content: PartContent) -> Item {
+        let parts = vec![InputPart {
+            at: at.to_owned(),
+            content,
+        }];
+        (
+            self.built(at, parts, self.defaults.instruction.clone()),
+            None,
+        )
+    }
+
+    fn built(&self, at: &str, parts: Vec<InputPart>, instruction: Option<String>) -> EmbedInput {
+        EmbedInput {
+            at: at.to_owned(),
+            instruction,
+            parts,
+            raw: self.defaults.raw,
+            limit: self.defaults.limit,
+        }
+    }
+
+    /// `{"content": …}`, `{"text", "image", "video"}`, or a bare part, each with options of its own.
+    fn object(&self, fields: Fields<'_>) -> Result<Item, ApiError> {
+        let own = instruction(fields, self.settings)?.or_else(|| self.defaults.instruction.clone());
+        let id = fields.string(&["id"])?.map(str::to_owned);
+        let pixels = pixel_options(fields, self.defaults.pixels, self.settings)?;
+        let context = Context {
+            pixels,
+            settings: self.settings,
+        };
+        let parts = if fields.map.contains_key("type") {
+            vec![part::bare(fields, context)?]
+        } else if fields.map.contains_key("content") {
+            fields.only(&[&["content"], ITEM_FIELDS, PIXEL_FIELDS])?;
+            part::content(&path(fields.at, "content"), &fields.map["content"], context)?
+        } else {
+            fields.only(&[&["text", "image", "video"], ITEM_FIELDS, PIXEL_FIELDS])?;
+            reference_order(fields, context)?
+        };
+        Ok((self.built(fields.at, parts, own), id))
+    }
+
+    /// System turns are the instruction, user turns the parts; an assistant turn may only be empty and last.
+    fn conversation(&self, at: &str, messages: &Value) -> Result<Item, ApiError> {
+        let wrong = || {
+            ApiError::invalid(
+                at,
+                format!("{at} is {}, it must be a list of messages", shown(messages)),
+            )
+        };
+        let messages = messages
+            .as_array()
+            .filter(|messages| !messages.is_empty())
+            .ok_or_else(wrong)?;
+        let context = Context {
+            pixels: self.defaults.pixels,
+            settings: self.settings,
+        };
+        let mut system = None;
+        let mut parts = Vec::new();
+        for (i, message) in messages.iter().enumerate() {
+            let at = format!("{at}[{i}]");
+            let message = object(&at, message)?;
+            message.only(&[&["role", "content", "name"]])?;
+            let content_at = path(&at, "content");
+            let content = message.map.get("content").unwrap_or(&Value::Null);
+            match message.string(&["role"])? {
+                Some("system") => system = Some(system_text(&content_at, content)?),
+                Some("user") => parts.extend(part::content(&content_at, content, context)?),
+                Some("assistant") if is_empty(content) && i + 1 == messages.len() => {}
+                Some("assistant") => {
+                    let message = format!(
+                        "{content_at}: an assistant message can only be the last and empty; only system and user turns are embedded"
+                    );
+                    return Err(ApiError::invalid(content_at, message));
+                }
+                other => {
+                    let at = path(&at, "role");
+                    let message =
+                        format!("{at} is {other:?}, it must be system, user or assistant");
+                    return Err(ApiError::invalid(at, message));
+                }
+            }
+        }
+        Ok((
+            self.built(
+                at,
+                parts,
+                system.or_else(|| self.defaults.instruction.clone()),
+            ),
+            None,
+        ))
+    }
+}
+
+/// Videos, then images, then texts, as the reference orders an object.
+fn reference_order(fields: Fields<'_>, context: Context<'_>) -> Result<Vec<InputPart>, ApiError> {
+    let mut parts = Vec::new();
+    if let Some((at, value)) = fields.first(&["video"]) {
+        parts.extend(part::videos(&at, value, context)?);
+    }
+    if let Some((at, value)) = fields.first(&["image"]) {
+        for (at, value) in each(&at, value) {
+            parts.push(part::image(at, value, context)?);
+        }
+    }
+    if let Some((at, value)) = fields.first(&["text"]) {
+        for (at, value) in each(&at, value) {
+            let text = string(&at, value)?.to_owned();
+            parts.push(InputPart {
+                at,
+                content: PartContent::Text(text),
+            });
+        }
+    }
+    Ok(parts)
+}
+
+/// A value, or each element of it when it is a list.
+fn each<'a>(at: &str, value: &'a Value) -> Vec<(String, &'a Value)> {
+    match value {
+        Value::Array(values) => values
+            .iter()
+            .enumerate()
+            .map(|(i, value)| (format!("{at}[{i}]"), value))
+            .collect(),
+        value => vec![(at.to_owned(), value)],
+    }
+}
+
+fn token_ids(at: &str, ids: &[Value]) -> Result<Vec<u32>, ApiError> {
+    let read = |(i, id): (usize, &Value)| {
+        id.as_u64()
+            .and_then(|id| u32::try_from(id).ok())
+            .ok_or_else(|| {
+                ApiError::invalid(
+                    format!("{at}[{i}]"),
+                    format!("{at}[{i}] is {}, it must be a token id", shown(id)),
+                )
+            })
+    };
+    ids.iter().enumerate().map(read).collect()
+}
+
+fn is_empty(content: &Value) -> bool {
+    match content {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(parts) => parts
+            .iter()
+            .all(|part| part.get("text").is_some_and(is_empty)),
+        _ => false,
+    }
+}
+
+/// The text of a system turn: a string, or text parts one after another.
+fn system_text(at: &str, content: &Value) -> Result<String, ApiError> {
+    let Value::Array(parts) = content else {
+        return string(at, content).map(str::to_owned);
+    };
+    let mut text = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        let part = object(&at, part)?;
+        part.only(&[&["type", "text"]])?;
+        match (part.string(&["type"])?, part.string(&["text"])?) {
+            (Some("text") | None, Some(words)) => text.push_str(words),
+            _ => {
+                return Err(ApiError::invalid(
+                    &at,
+                    format!("{at} must be a text part: an instruction is text"),
+                ));
+            }
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;

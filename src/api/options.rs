@@ -1,0 +1,319 @@
+//! What a request says beside its inputs: sizes, formats, instruction, limits. An item's own options win over the request's.
+
+use serde_json::Value;
+
+use super::ApiSettings;
+use super::error::{ApiError, ErrorCode};
+use super::fields::{Fields, object, path, shown, string};
+use crate::processor::{ContextLimit, PixelOptions, Truncation};
+use crate::vectors::{self, Quantization};
+
+/// Fields an item or a media part may carry itself.
+pub(super) const PIXEL_FIELDS: &[&str] = &[
+    "fps",
+    "max_frames",
+    "min_pixels",
+    "max_pixels",
+    "total_pixels",
+];
+/// Further fields an item may carry itself.
+pub(super) const ITEM_FIELDS: &[&str] = &["instruction", "id"];
+/// Names of the instruction itself.
+const INSTRUCTION: &[&str] = &["instruction", "instruct", "prompt"];
+/// Names of a choice among the configured instructions.
+const INSTRUCTION_NAME: &[&str] = &["input_type", "prompt_name", "task"];
+const DIMENSIONS: &[&str] = &["dimensions", "output_dimension", "dimension"];
+const EMBEDDING_TYPE: &[&str] = &["embedding_type", "embedding_types", "output_dtype"];
+const NORMALIZE: &[&str] = &["normalize", "use_activation"];
+const MAX_TOKENS: &[&str] = &["truncate_prompt_tokens", "max_tokens"];
+/// All top-level fields that mean something here; others are named in `x-ignored-fields`.
+const OTHER: &[&str] = &[
+    "model",
+    "input",
+    "messages",
+    "encoding_format",
+    "output_encoding",
+    "truncate",
+    "truncation_side",
+    "mm_processor_kwargs",
+    "raw",
+    "on_error",
+    "priority",
+    "user",
+    "request_id",
+];
+/// Most pixels any pixel option may name: far above what is decoded, low enough that products stay exact.
+const MOST_PIXELS: u64 = 1 << 40;
+/// Most frames a second.
+const MOST_FPS: f64 = 1000.0;
+
+/// How vectors are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// JSON numbers.
+    Numbers,
+    /// Base64 of little-endian f32, whatever other types were asked for: the official clients ask for it unasked and decode it so.
+    FloatBase64,
+    /// Base64 of the chosen type's bytes.
+    TypedBase64,
+    /// No JSON: vectors back to back.
+    Bytes,
+}
+
+/// What inputs inherit.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ItemOptions {
+    pub(super) instruction: Option<String>,
+    pub(super) pixels: PixelOptions,
+    pub(super) raw: bool,
+    pub(super) limit: ContextLimit,
+}
+
+/// Everything beside the inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Options {
+    pub(super) model: Option<String>,
+    pub(super) dimensions: Option<usize>,
+    pub(super) normalize: bool,
+    pub(super) partial: bool,
+    pub(super) encoding: Encoding,
+    /// At least one; the first is what `embedding` holds when it is the only one.
+    pub(super) quantizations: Vec<Quantization>,
+    /// Whether the types were asked for as a list: then `embeddings` stands beside `embedding`.
+    pub(super) by_type: bool,
+    pub(super) item: ItemOptions,
+    pub(super) ignored: Vec<String>,
+}
+
+/// Reads the top-level fields; `hidden_size` bounds `dimensions`.
+///
+/// # Errors
+/// [`ApiError`] naming the field, its value and what it may be.
+pub(super) fn parse(
+    body: Fields<'_>,
+    settings: &ApiSettings,
+    hidden_size: usize,
+) -> Result<Options, ApiError> {
+    let known = [
+        OTHER,
+        PIXEL_FIELDS,
+        INSTRUCTION,
+        INSTRUCTION_NAME,
+        DIMENSIONS,
+        EMBEDDING_TYPE,
+        NORMALIZE,
+        MAX_TOKENS,
+    ];
+    let ignored = body
+        .map
+        .keys()
+        .filter(|key| !known.iter().any(|list| list.contains(&key.as_str())))
+        .cloned();
+    let (quantizations, by_type) = quantizations(body)?;
+    body.string(&["user"])?;
+    body.string(&["request_id"])?;
+    choice(body, "priority", &["interactive", "bulk"])?;
+    let mut pixels = settings.pixels;
+    if let Some((at, kwargs)) = body.first(&["mm_processor_kwargs"]) {
+        let kwargs = object(&at, kwargs)?;
+        kwargs.only(&[&PIXEL_FIELDS[..4]])?;
+        pixels = pixel_options(kwargs, pixels, settings)?;
+    }
+    Ok(Options {
+        model: body.string(&["model"])?.map(str::to_owned),
+        dimensions: dimensions(body, hidden_size)?,
+        normalize: body.boolean(NORMALIZE)?.unwrap_or(true),
+        partial: choice(body, "on_error", &["fail", "partial"])? == Some("partial"),
+        encoding: encoding(body)?,
+        quantizations,
+        by_type,
+        item: ItemOptions {
+            instruction: instruction(body, settings)?,
+            pixels: pixel_options(body, pixels, settings)?,
+            raw: body.boolean(&["raw"])?.unwrap_or(false),
+            limit: limit(body, settings)?,
+        },
+        ignored: ignored.collect(),
+    })
+}
+
+/// The options of an item or a part over those it inherits.
+///
+/// # Errors
+/// [`ApiError`] naming the field, its value and what it may be.
+pub(super) fn pixel_options(
+    fields: Fields<'_>,
+    inherited: PixelOptions,
+    settings: &ApiSettings,
+) -> Result<PixelOptions, ApiError> {
+    let pixels = |name: &str| fields.integer(&[name], (1, MOST_PIXELS));
+    let max_frames = fields.integer(&["max_frames"], (1, settings.max_frames as u64))?;
+    let options = PixelOptions {
+        min_pixels: pixels("min_pixels")?.unwrap_or(inherited.min_pixels),
+        max_pixels: pixels("max_pixels")?.unwrap_or(inherited.max_pixels),
+        fps: fields
+            .positive(&["fps"], MOST_FPS)?
+            .unwrap_or(inherited.fps),
+        max_frames: max_frames.map_or(inherited.max_frames, |frames| frames as usize),
+        total_pixels: pixels("total_pixels")?.or(inherited.total_pixels),
+    };
+    if options.min_pixels > options.max_pixels {
+        let at = path(fields.at, "min_pixels");
+        let message = format!(
+            "{at} is {}, more than max_pixels, {}",
+            options.min_pixels, options.max_pixels
+        );
+        return Err(ApiError::invalid(at, message));
+    }
+    Ok(options)
+}
+
+/// The instruction itself, else the configured one of that name.
+pub(super) fn instruction(
+    fields: Fields<'_>,
+    settings: &ApiSettings,
+) -> Result<Option<String>, ApiError> {
+    if let Some(instruction) = fields.string(INSTRUCTION)? {
+        return Ok(Some(instruction.to_owned()));
+    }
+    let Some((at, value)) = fields.first(INSTRUCTION_NAME) else {
+        return Ok(None);
+    };
+    let name = string(&at, value)?;
+    match settings.instructions.get(name) {
+        Some(instruction) => Ok(Some(instruction.clone())),
+        None => {
+            let known: Vec<&str> = settings.instructions.keys().map(String::as_str).collect();
+            Err(ApiError::invalid(
+                &at,
+                format!("{at} is {name:?}, this server knows {}", known.join(", ")),
+            ))
+        }
+    }
+}
+
+fn dimensions(body: Fields<'_>, hidden_size: usize) -> Result<Option<usize>, ApiError> {
+    let Some((at, value)) = body.first(DIMENSIONS) else {
+        return Ok(None);
+    };
+    let wrong = |message: String| ApiError::at(ErrorCode::InvalidDimensions, "dimensions", message);
+    let Some(number) = value
+        .as_u64()
+        .filter(|&number| u32::try_from(number).is_ok())
+    else {
+        let range = format!(
+            "a whole number from {} to {hidden_size}",
+            vectors::MIN_DIMENSIONS.min(hidden_size)
+        );
+        return Err(wrong(format!(
+            "{at} is {}, it must be {range}",
+            shown(value)
+        )));
+    };
+    vectors::check_dimensions(number, hidden_size)
+        .map(Some)
+        .map_err(|error| wrong(error.to_string()))
+}
+
+/// One of some words.
+fn choice<'a>(body: Fields<'a>, field: &str, words: &[&str]) -> Result<Option<&'a str>, ApiError> {
+    let Some(word) = body.string(&[field])? else {
+        return Ok(None);
+    };
+    if words.contains(&word) {
+        return Ok(Some(word));
+    }
+    let at = path(body.at, field);
+    Err(ApiError::invalid(
+        &at,
+        format!("{at} is {word:?}, it must be one of {}", words.join(", ")),
+    ))
+}
+
+fn encoding(body: Fields<'_>) -> Result<Encoding, ApiError> {
+    if choice(body, "output_encoding", &["base64"])?.is_some() {
+        return Ok(Encoding::TypedBase64);
+    }
+    Ok(
+        match choice(body, "encoding_format", &["float", "base64", "bytes"])? {
+            Some("bytes") => Encoding::Bytes,
+            Some("base64") => Encoding::FloatBase64,
+            _ => Encoding::Numbers,
+        },
+    )
+}
+
+fn quantizations(body: Fields<'_>) -> Result<(Vec<Quantization>, bool), ApiError> {
+    let Some((at, value)) = body.first(EMBEDDING_TYPE) else {
+        return Ok((vec![Quantization::Float], false));
+    };
+    let one = |at: &str, value: &Value| {
+        let name = string(at, value)?;
+        Quantization::from_name(name).ok_or_else(|| {
+            let known: Vec<&str> = Quantization::NAMES.iter().map(|(name, _)| *name).collect();
+            ApiError::invalid(
+                at,
+                format!("{at} is {name:?}, it must be one of {}", known.join(", ")),
+            )
+        })
+    };
+    match value {
+        Value::Array(names) if !names.is_empty() && names.len() <= Quantization::NAMES.len() => {
+            let all = names
+                .iter()
+                .enumerate()
+                .map(|(i, name)| one(&format!("{at}[{i}]"), name));
+            Ok((all.collect::<Result<_, _>>()?, true))
+        }
+        Value::Array(names) => {
+            let most = Quantization::NAMES.len();
+            Err(ApiError::invalid(
+                &at,
+                format!("{at} has {} entries, it must have 1 to {most}", names.len()),
+            ))
+        }
+        value => Ok((vec![one(&at, value)?], false)),
+    }
+}
+
+/// How long an input may be, and what happens beyond.
+fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiError> {
+    let most = settings.max_input_tokens as u64;
+    // vLLM's -1 is the model's own limit.
+    let whole_context = body
+        .map
+        .get("truncate_prompt_tokens")
+        .and_then(Value::as_i64)
+        == Some(-1);
+    let names = if whole_context {
+        &MAX_TOKENS[1..]
+    } else {
+        MAX_TOKENS
+    };
+    let max_tokens = body.integer(names, (1, most))?.unwrap_or(most) as usize;
+    let side = match choice(body, "truncation_side", &["left", "right"])? {
+        Some("left") => Truncation::Start,
+        _ => Truncation::End,
+    };
+    let truncation = match body.first(&["truncate"]) {
+        None if body.first(&MAX_TOKENS[..1]).is_some() => side,
+        None | Some((_, Value::Bool(false))) => Truncation::None,
+        Some((_, Value::Bool(true))) => side,
+        Some((at, value)) => match string(&at, value)? {
+            "NONE" => Truncation::None,
+            "START" => Truncation::Start,
+            "END" => Truncation::End,
+            "REFERENCE" => Truncation::Reference,
+            other => {
+                let message = format!(
+                    "{at} is {other:?}, it must be true, false, NONE, START, END or REFERENCE"
+                );
+                return Err(ApiError::invalid(at, message));
+            }
+        },
+    };
+    Ok(ContextLimit {
+        max_tokens,
+        truncation,
+    })
+}

@@ -1,0 +1,250 @@
+//! What a client gets: the `CreateEmbeddingResponse` of the OpenAI API and our additions to it.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::error::{ApiError, ErrorCode};
+use super::options::{Encoding, Options};
+use crate::processor::TokenCounts;
+use crate::service::{Embedded, ServiceError};
+use crate::vectors::{self, Quantization, Values};
+
+#[derive(Serialize)]
+struct CreateEmbeddingResponse<'a> {
+    object: &'static str,
+    id: &'a str,
+    created: u64,
+    model: &'a str,
+    data: Vec<EmbeddingObject>,
+    usage: Usage,
+}
+
+#[derive(Serialize, Default)]
+struct EmbeddingObject {
+    object: &'static str,
+    index: usize,
+    embedding: Option<Numbers>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    embeddings: BTreeMap<&'static str, Numbers>,
+    /// What one step of an integer type is worth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Value>,
+}
+
+/// A vector on the wire. f32 are written as f32: the shortest decimals that read back to the same bits.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Numbers {
+    Floats(Vec<f32>),
+    Signed(Vec<i8>),
+    Unsigned(Vec<u8>),
+    Base64(String),
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: Details,
+}
+
+#[derive(Serialize)]
+struct Details {
+    text_tokens: usize,
+    image_tokens: usize,
+    video_tokens: usize,
+    cached_tokens: usize,
+}
+
+/// What identifies an answer.
+pub(super) struct Envelope {
+    pub(super) id: String,
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+fn usage(outputs: &[Result<Embedded, ServiceError>]) -> Usage {
+    let mut sum = TokenCounts::default();
+    for output in outputs.iter().flatten() {
+        sum.text_tokens += output.tokens.text_tokens;
+        sum.image_tokens += output.tokens.image_tokens;
+        sum.video_tokens += output.tokens.video_tokens;
+    }
+    Usage {
+        prompt_tokens: sum.total(),
+        total_tokens: sum.total(),
+        prompt_tokens_details: Details {
+            text_tokens: sum.text_tokens,
+            image_tokens: sum.image_tokens,
+            video_tokens: sum.video_tokens,
+            cached_tokens: 0,
+        },
+    }
+}
+
+fn numbers(values: Values) -> Numbers {
+    match values {
+        Values::Float(values) => Numbers::Floats(values),
+        Values::Float16(values) => {
+            Numbers::Floats(values.into_iter().map(half::f16::to_f32).collect())
+        }
+        Values::Bfloat16(values) => {
+            Numbers::Floats(values.into_iter().map(half::bf16::to_f32).collect())
+        }
+        Values::Int8 { values, .. } => Numbers::Signed(values),
+        Values::Uint8 { values, .. } => Numbers::Unsigned(values),
+    }
+}
+
+fn base64(values: &Values) -> Numbers {
+    Numbers::Base64(BASE64_STANDARD.encode(values.to_le_bytes()))
+}
+
+/// One vector in every type asked for.
+fn object(output: Embedded, options: &Options) -> EmbeddingObject {
+    let typed = |quantization: Quantization| {
+        let values = vectors::quantize(&output.vector, quantization);
+        let scale = values.scale();
+        let wire = if options.encoding == Encoding::TypedBase64 {
+            base64(&values)
+        } else {
+            numbers(values)
+        };
+        (wire, scale)
+    };
+    let mut object = EmbeddingObject {
+        truncated: output.truncated.then_some(true),
+        ..EmbeddingObject::default()
+    };
+    let float_beside = options.by_type || options.encoding == Encoding::FloatBase64;
+    match options.quantizations[..] {
+        [only] if !float_beside => {
+            let (wire, scale) = typed(only);
+            object.embedding = Some(wire);
+            object.scale = scale;
+        }
+        ref all => {
+            for &quantization in all {
+                let (wire, scale) = typed(quantization);
+                object.scale = object.scale.or(scale);
+                object.embeddings.insert(quantization.name(), wire);
+            }
+            let float = vectors::quantize(&output.vector, Quantization::Float);
+            object.embedding = Some(match options.encoding {
+                Encoding::FloatBase64 | Encoding::TypedBase64 => base64(&float),
+                Encoding::Numbers | Encoding::Bytes => numbers(float),
+            });
+            // Asked for nothing but floats: there is nothing to stand beside.
+            if !options.by_type && all == [Quantization::Float] {
+                object.embeddings.clear();
+            }
+        }
+    }
+    object
+}
+
+/// The whole answer.
+pub(super) fn build(
+    outputs: Vec<Result<Embedded, ServiceError>>,
+    ids: Vec<Option<String>>,
+    options: &Options,
+    envelope: &Envelope,
+) -> Response {
+    if options.encoding == Encoding::Bytes {
+        return bytes(outputs, options, envelope);
+    }
+    let usage = usage(&outputs);
+    let data = outputs
+        .into_iter()
+        .zip(ids)
+        .enumerate()
+        .map(|(index, (output, id))| {
+            let object = match output {
+                Ok(output) => object(output, options),
+                Err(error) => EmbeddingObject {
+                    error: Some(ApiError::from(error).body()),
+                    ..EmbeddingObject::default()
+                },
+            };
+            EmbeddingObject {
+                object: "embedding",
+                index,
+                id,
+                ..object
+            }
+        });
+    let body = CreateEmbeddingResponse {
+        object: "list",
+        id: &envelope.id,
+        created: envelope.created,
+        model: &envelope.model,
+        data: data.collect(),
+        usage,
+    };
+    match serde_json::to_vec(&body) {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a response could not be written");
+            ApiError::new(
+                ErrorCode::InternalError,
+                "the response could not be written",
+            )
+            .into_response()
+        }
+    }
+}
+
+/// Vectors back to back, what they are in the header `metadata`.
+fn bytes(
+    outputs: Vec<Result<Embedded, ServiceError>>,
+    options: &Options,
+    envelope: &Envelope,
+) -> Response {
+    let usage = usage(&outputs);
+    let mut body = Vec::new();
+    let mut data = Vec::new();
+    for (index, output) in outputs.into_iter().enumerate() {
+        let output = match output {
+            Ok(output) => output,
+            Err(error) => {
+                data.push(json!({ "index": index, "error": ApiError::from(error).body() }));
+                continue;
+            }
+        };
+        let start = body.len();
+        let values = vectors::quantize(&output.vector, options.quantizations[0]);
+        body.extend(values.to_le_bytes());
+        data.push(json!({
+            "index": index, "embed_dtype": options.quantizations[0].name(), "endianness": "little", "start": start, "end": body.len(),
+            "shape": [output.vector.len()],
+        }));
+    }
+    let metadata = json!({
+        "id": envelope.id, "created": envelope.created, "model": envelope.model, "data": data,
+        "usage": { "prompt_tokens": usage.prompt_tokens, "total_tokens": usage.total_tokens },
+    });
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    if let Ok(value) = HeaderValue::from_str(&metadata.to_string()) {
+        headers.insert("metadata", value);
+    }
+    response
+}
