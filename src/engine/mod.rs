@@ -1,7 +1,15 @@
 //! The thread that owns the device and the model. In: a [`PackedBatch`](crate::model::PackedBatch). Out: one row a sequence.
 
 pub mod checkpoint;
+mod download;
 pub mod error;
+mod hub;
+mod hub_cache;
+mod progress;
+mod refusal;
+#[cfg(test)]
+mod sample_checkpoint;
+mod shards;
 
 pub use checkpoint::{Checkpoint, CheckpointSource};
 pub use error::EngineError;
