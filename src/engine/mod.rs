@@ -2,7 +2,15 @@
 
 pub mod checkpoint;
 mod device;
+mod download;
 pub mod error;
+mod hub;
+mod hub_cache;
+mod progress;
+mod refusal;
+#[cfg(test)]
+mod sample_checkpoint;
+mod shards;
 
 pub use checkpoint::{Checkpoint, CheckpointSource};
 pub use error::EngineError;
