@@ -52,10 +52,15 @@ pub enum TelemetryError {
 pub fn check_filter(filter: &str) -> bool {
     // `EnvFilter` takes a lone word that is no level ("verbose") for a target, and nothing at all for "errors only": nobody
     // who wrote those meant that.
-    let words = |directive: &str| {
-        directive.contains(['=', '[']) || directive.trim().parse::<LevelFilter>().is_ok()
+    let means_something = |directive: &str| {
+        let directive = directive.trim();
+        let level = directive.parse::<LevelFilter>().is_ok();
+        directive.contains(['=', '[']) || (level && !directive.is_empty())
     };
-    filter.split(',').all(words) && EnvFilter::try_new(filter).is_ok()
+    // ASCII: tracing-subscriber 0.3.23 panics on `é=info`, where it slices within a character.
+    filter.is_ascii()
+        && filter.split(',').all(means_something)
+        && EnvFilter::try_new(filter).is_ok()
 }
 
 /// Starts logging. Call once, early: events before it are lost.
@@ -92,7 +97,15 @@ mod tests {
         for right in ["info", "WARN", "info,manifold::engine=debug", "off"] {
             assert!(check_filter(right), "{right}");
         }
-        for wrong in ["", " ", "verbose", "info,", "manifold=loud", "a=b=c"] {
+        for wrong in [
+            "",
+            " ",
+            "verbose",
+            "info,",
+            "manifold=loud",
+            "\u{e9}=info",
+            "a=b=c",
+        ] {
             assert!(!check_filter(wrong), "{wrong}");
         }
     }

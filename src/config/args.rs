@@ -107,7 +107,7 @@ impl FromArgMatches for ConfigArgs {
 
 /// The help heading of a section, which also names it for [`hide_sections`].
 fn heading(section: &str, about: &str) -> String {
-    format!("{section}: {about}")
+    format!("{section}: {}", about.trim_end_matches('.'))
 }
 
 /// Leaves the flags of some sections out of a subcommand's help; they are still accepted.

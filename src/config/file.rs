@@ -146,8 +146,8 @@ mod tests {
             faults(text),
             [
                 "m.toml:1: colour is no setting",
-                "m.toml:4: batch.max_token is no setting (did you mean batch.max_tokens?)",
                 "m.toml:3: batch.max_tokens: is string, expected a whole number from 1 to 1099511627776",
+                "m.toml:4: batch.max_token is no setting (did you mean batch.max_tokens?)",
                 "m.toml:6: server.port: \"70000\" is not allowed, expected a whole number from 0 to 65535",
             ]
         );

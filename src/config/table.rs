@@ -203,7 +203,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("auth.api_keys", Kind::Secrets, "[]", &["api-key"],
         "Keys clients may send, several separated by commas. By environment only: never by flag or in this file."),
     setting("auth.api_key_file", Kind::Text, r#""""#, &["api-key-file"],
-        "A file of further keys, one a line; empty lines and lines that begin with # do not count."),
+        "A file of keys besides those in MANIFOLD_API_KEY, one a line; empty lines and lines that begin with # do not count."),
 
     setting("prompt.instructions", Kind::Map,
         r#"{ document = "", query = "Retrieve images or text relevant to the user's query." }"#, &[],
