@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::engine::{CheckpointSource, EngineInfo};
+use crate::media::MediaSettings;
 use crate::telemetry::LogFormat;
 
 /// Shown before the embedded model is loaded. Nobody may take its vectors for real ones.
@@ -51,7 +52,7 @@ pub(super) fn tell(config: &Config, info: &EngineInfo, facts: &Facts<'_>) {
 }
 
 fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
-    let (limits, batch, media) = (&config.limits, &config.batch, &config.media);
+    let (limits, batch) = (&config.limits, &config.batch);
     let origin = match &config.model.source {
         CheckpointSource::Embedded => "inside the binary".to_owned(),
         CheckpointSource::Directory(path) => path.display().to_string(),
@@ -64,16 +65,6 @@ fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static
     let threads = match info.device.as_str() {
         "cpu" => format!(", {} threads", info.threads),
         _ => String::new(),
-    };
-    let fetched = match (media.url_fetch, media.allowed_domains.as_slice()) {
-        (false, _) => "none".to_owned(),
-        (true, _) if media.allow_private_networks => "ANY host, private ones too".to_owned(),
-        (true, []) => "public hosts".to_owned(),
-        (true, domains) => domains.join(", "),
-    };
-    let files = match &media.file_root {
-        Some(root) => root.display().to_string(),
-        None => "none".to_owned(),
     };
     let video = match &facts.ffmpeg {
         Some(path) => path.display().to_string(),
@@ -116,14 +107,26 @@ fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static
                 batch.max_tokens, batch.max_sequences, batch.max_queue_tokens
             ),
         ),
-        (
-            "media",
-            format!("URLs of: {fetched}; files beneath: {files}"),
-        ),
+        ("media", media_sources(&config.media)),
         ("video", video),
         ("access", access),
         ("listening", facts.address.to_string()),
     ]
+}
+
+/// Where media may come from, besides the request itself.
+fn media_sources(media: &MediaSettings) -> String {
+    let fetched = match (media.url_fetch, media.allowed_domains.as_slice()) {
+        (false, _) => "none".to_owned(),
+        (true, _) if media.allow_private_networks => "ANY host, private ones too".to_owned(),
+        (true, []) => "public hosts".to_owned(),
+        (true, domains) => domains.join(", "),
+    };
+    let files = match &media.file_root {
+        Some(root) => root.display().to_string(),
+        None => "none".to_owned(),
+    };
+    format!("URLs of: {fetched}; files beneath: {files}")
 }
 
 /// Where a client on this machine reaches the server.

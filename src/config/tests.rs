@@ -1,7 +1,7 @@
 //! How the sources of settings come together.
 
 use super::*;
-use crate::engine::DeviceChoice;
+use crate::engine::{DeviceChoice, DtypeChoice};
 
 fn inputs<'a>(
     args: &'a ConfigArgs,
