@@ -1,0 +1,147 @@
+//! `manifold serve`. In: a [`Config`]. Out: a server that answers until it is told to stop.
+//!
+//! The order matters: the port is taken first, so that a second server on it fails before it loads gigabytes; the URL is
+//! printed last, so that whoever waits for that line can send requests at once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::{Misconfigured, summary};
+use crate::config::{Config, Secret};
+use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineInfo};
+use crate::telemetry;
+
+/// A model, loaded and ready to be asked.
+struct Loaded {
+    /// What clients may call it, the echoed name first.
+    served_names: Vec<String>,
+    checkpoint: Checkpoint,
+    engine: Engine,
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// Whatever keeps the server from starting, or stops it before it was told to.
+pub(super) fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::init(&config.telemetry)?;
+    let read = config.auth.read_keys();
+    let keys = read.map_err(|fault| Misconfigured(vec![fault]))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let served = runtime.block_on(serve(config, keys));
+    // A download or a load that was interrupted must not keep the process from ending.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    // Before the listener: from here on a signal is never lost.
+    let mut signals = listen_for_signals()?;
+    let listener = bind(&config).await?;
+    let address = listener
+        .local_addr()
+        .context("the listener has no address")?;
+
+    if config.model.source == CheckpointSource::Embedded {
+        eprintln!("{}", summary::EMBEDDED_NOTICE);
+    }
+    let for_loading = Arc::clone(&config);
+    let loading = tokio::task::spawn_blocking(move || load(&for_loading));
+    let loaded = tokio::select! {
+        loaded = loading => loaded.context("loading the model panicked")??,
+        _ = signals.changed() => {
+            tracing::info!("stopped while the model was loading");
+            return Ok(());
+        }
+    };
+    announce(&config, &loaded, keys.len(), address);
+    answer(listener, loaded, &config, keys, signals).await
+}
+
+async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    let (host, port) = (config.server.host.as_str(), config.server.port);
+    TcpListener::bind((host, port))
+        .await
+        .with_context(|| format!("cannot listen on {host}, port {port}"))
+}
+
+/// Opens the checkpoint and starts the engine; blocks for as long as that takes.
+fn load(config: &Config) -> anyhow::Result<Loaded> {
+    let checkpoint = Checkpoint::open(&config.model.source)?;
+    let engine = Engine::start(&checkpoint, config.engine)?;
+    let served_names = match config.model.served_names.as_slice() {
+        [] => vec![checkpoint.name.clone()],
+        names => names.to_vec(),
+    };
+    Ok(Loaded {
+        served_names,
+        checkpoint,
+        engine,
+    })
+}
+
+/// Tells people, or the log where it is JSON, what runs; then prints the URL.
+fn announce(config: &Config, loaded: &Loaded, keys: usize, address: SocketAddr) {
+    let info: &EngineInfo = loaded.engine.info();
+    let facts = summary::Facts {
+        served_names: &loaded.served_names,
+        revision: loaded.checkpoint.revision.as_deref(),
+        keys,
+        address,
+        ffmpeg: summary::find_program(&config.media.ffmpeg)
+            .filter(|_| summary::find_program(&config.media.ffprobe).is_some()),
+    };
+    summary::tell(config, info, &facts);
+    println!("{}", summary::url(address));
+}
+
+/// Answers requests until a signal, then drains.
+///
+/// To be wired: builds the processor from `loaded.checkpoint`, the batcher, the embedder and the router, and hands them the
+/// listener. `signals` counts SIGTERM and Ctrl-C: one begins the drain, a second one ends it at once.
+async fn answer(
+    listener: TcpListener,
+    loaded: Loaded,
+    config: &Config,
+    keys: Vec<Secret>,
+    mut signals: watch::Receiver<u32>,
+) -> anyhow::Result<()> {
+    let _ = (listener, loaded, keys);
+    signals.wait_for(|count| *count > 0).await?;
+    tokio::time::sleep(config.server.drain_delay).await;
+    Ok(())
+}
+
+/// How many times the process was told to stop.
+fn listen_for_signals() -> anyhow::Result<watch::Receiver<u32>> {
+    let (sender, receiver) = watch::channel(0);
+    #[cfg(unix)]
+    let mut terminate = {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?
+    };
+    tokio::spawn(async move {
+        loop {
+            #[cfg(unix)]
+            let told = tokio::select! {
+                told = tokio::signal::ctrl_c() => told.is_ok(),
+                told = terminate.recv() => told.is_some(),
+            };
+            #[cfg(not(unix))]
+            let told = tokio::signal::ctrl_c().await.is_ok();
+            if !told {
+                return;
+            }
+            sender.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(receiver)
+}

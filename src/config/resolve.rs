@@ -1,0 +1,190 @@
+//! From stacked values to a [`Config`]. In: [`Inputs`]. Out: the settings structures of the rooms, or every fault.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{ConfigFault, Origin};
+use super::value;
+use super::values::Values;
+use super::{AuthSettings, Config, Inputs, LimitSettings, ModelSettings, ServerSettings};
+use crate::batcher::BatchPolicy;
+use crate::engine::{CheckpointSource, DtypeChoice, EngineSettings};
+use crate::media::MediaSettings;
+use crate::processor::PixelOptions;
+use crate::telemetry::{LogFormat, TelemetrySettings};
+
+impl Config {
+    /// Decides every setting.
+    ///
+    /// # Errors
+    /// Every fault of every source, in the order file, environment, flags, then contradictions between settings.
+    pub fn resolve(inputs: &Inputs<'_>) -> Result<Self, Vec<ConfigFault>> {
+        let (values, mut faults) = inputs.stacked();
+        let source = checkpoint_source(&values, inputs.is_directory);
+        faults.extend(contradictions(&values));
+        match source {
+            Ok(source) if faults.is_empty() => Ok(Self::from_values(&values, source)),
+            Ok(_) => Err(faults),
+            Err(fault) => {
+                faults.push(fault);
+                Err(faults)
+            }
+        }
+    }
+
+    fn from_values(values: &Values, source: CheckpointSource) -> Self {
+        Self {
+            model: ModelSettings {
+                source,
+                served_names: values.texts("model.served_names"),
+            },
+            engine: EngineSettings {
+                dtype: match values.text("engine.dtype") {
+                    "f32" => DtypeChoice::F32,
+                    "bf16" => DtypeChoice::Bf16,
+                    _ => DtypeChoice::Auto,
+                },
+                device: value::device(values.text("engine.device")).unwrap_or_default(),
+                threads: values.count("engine.threads"),
+            },
+            batch: BatchPolicy {
+                max_tokens: values.count("batch.max_tokens"),
+                max_sequences: values.count("batch.max_sequences"),
+                max_queue_tokens: values.count("batch.max_queue_tokens"),
+            },
+            server: ServerSettings {
+                host: values.text("server.host").to_owned(),
+                port: values.small("server.port"),
+                max_connections: values.count("server.max_connections"),
+                drain_delay: values.duration("server.drain_delay_ms"),
+                drain_timeout: values.duration("server.drain_timeout_ms"),
+            },
+            limits: LimitSettings {
+                max_body_bytes: values.count("limits.max_body_bytes"),
+                max_inputs: values.count("limits.max_inputs"),
+                max_input_tokens: values.count("limits.max_input_tokens"),
+                request_timeout: values.duration("limits.request_timeout_ms"),
+            },
+            auth: AuthSettings {
+                api_keys: values.secrets("auth.api_keys"),
+                api_key_file: values.path("auth.api_key_file"),
+            },
+            instructions: values.map("prompt.instructions"),
+            pixels: pixel_options(values),
+            media: media_settings(values),
+            telemetry: TelemetrySettings {
+                format: match values.text("log.format") {
+                    "json" => LogFormat::Json,
+                    _ => LogFormat::Text,
+                },
+                filter: values.text("log.level").to_owned(),
+            },
+        }
+    }
+}
+
+fn pixel_options(values: &Values) -> PixelOptions {
+    PixelOptions {
+        min_pixels: values.integer("processor.min_pixels"),
+        max_pixels: values.integer("processor.max_pixels"),
+        fps: values.number("processor.fps"),
+        max_frames: values.count("processor.max_frames"),
+        total_pixels: Some(values.integer("processor.total_pixels")).filter(|pixels| *pixels > 0),
+    }
+}
+
+fn media_settings(values: &Values) -> MediaSettings {
+    MediaSettings {
+        max_bytes: values.count("media.max_bytes"),
+        max_pixels: values.integer("media.max_pixels"),
+        max_side_pixels: values.small("media.max_side_pixels").into(),
+        max_frames: values.count("media.max_frames"),
+        max_video_seconds: values.number("media.max_video_seconds"),
+        url_fetch: values.boolean("media.url_fetch"),
+        allowed_domains: values.texts("media.allowed_domains"),
+        allow_private_networks: values.boolean("media.allow_private_networks"),
+        allowed_ports: values.ports("media.allowed_ports"),
+        fetch_timeout: values.duration("media.fetch_timeout_ms"),
+        file_root: values.path("media.file_root"),
+        apply_exif_orientation: values.boolean("media.apply_exif_orientation"),
+        ffmpeg: PathBuf::from(values.text("media.ffmpeg")),
+        ffprobe: PathBuf::from(values.text("media.ffprobe")),
+        video_timeout: values.duration("media.video_timeout_ms"),
+    }
+}
+
+/// A path, an id or nothing. A directory that exists wins over an id of the same spelling.
+fn checkpoint_source(
+    values: &Values,
+    is_directory: &dyn Fn(&Path) -> bool,
+) -> Result<CheckpointSource, ConfigFault> {
+    let id = values.text("model.id");
+    let revision = Some(values.text("model.revision")).filter(|revision| !revision.is_empty());
+    let source = if id.is_empty() {
+        CheckpointSource::Embedded
+    } else if is_directory(Path::new(id)) || id.starts_with(['.', '/', '~']) || id.ends_with('/') {
+        CheckpointSource::Directory(PathBuf::from(id))
+    } else if is_hub_id(id) {
+        CheckpointSource::Hub {
+            id: id.to_owned(),
+            revision: revision.map(str::to_owned),
+            offline: values.boolean("model.offline"),
+        }
+    } else {
+        let problem = format!("{id:?} is neither a directory nor a Hugging Face id (owner/name)");
+        return Err(ConfigFault::new(values.origin("model.id"), problem));
+    };
+    match (&source, revision) {
+        (CheckpointSource::Hub { .. }, _) | (_, None) => Ok(source),
+        (_, Some(revision)) => Err(ConfigFault::new(
+            values.origin("model.revision"),
+            format!("{revision:?} needs a Hugging Face id in model.id, which is {id:?}"),
+        )),
+    }
+}
+
+fn is_hub_id(id: &str) -> bool {
+    let word = |text: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !text.is_empty() && text.len() <= 96 && text.chars().all(fits) && !text.contains("..")
+    };
+    id.split_once('/')
+        .is_some_and(|(owner, name)| word(owner) && word(name))
+}
+
+/// What each value alone may be but two together may not.
+fn contradictions(values: &Values) -> Vec<ConfigFault> {
+    let mut faults = Vec::new();
+    let mut at_most = |smaller: &str, larger: &str| {
+        let (low, high) = (values.integer(smaller), values.integer(larger));
+        if low > high {
+            let origin = match values.origin(smaller) {
+                Origin::Default => values.origin(larger),
+                written => written,
+            };
+            let problem = format!("{smaller} ({low}) may not exceed {larger} ({high})");
+            faults.push(ConfigFault::new(origin, problem));
+        }
+    };
+    at_most("processor.min_pixels", "processor.max_pixels");
+    at_most("processor.max_frames", "media.max_frames");
+    // What never fits the queue could never be answered.
+    at_most("limits.max_input_tokens", "batch.max_queue_tokens");
+    at_most("batch.max_tokens", "batch.max_queue_tokens");
+    for key in ["server.host", "media.ffmpeg", "media.ffprobe"] {
+        if values.text(key).is_empty() {
+            let problem = format!("{key} may not be empty");
+            faults.push(ConfigFault::new(values.origin(key), problem));
+        }
+    }
+    let names = values.texts("model.served_names");
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            let problem = format!("{name:?} stands twice in model.served_names");
+            faults.push(ConfigFault::new(
+                values.origin("model.served_names"),
+                problem,
+            ));
+        }
+    }
+    faults
+}
