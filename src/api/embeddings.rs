@@ -47,6 +47,7 @@ pub(super) async fn create(
         options,
         ids,
     } = parse.await??;
+    served.check_name(options.model.as_deref())?;
     let answer = served.embedder.embed(request).await?;
     let envelope = Envelope {
         id: format!("embd-{}", uuid::Uuid::new_v4().simple()),
@@ -56,7 +57,7 @@ pub(super) async fn create(
         model: options
             .model
             .clone()
-            .unwrap_or_else(|| state.settings.served_names[0].clone()),
+            .unwrap_or_else(|| served.names[0].clone()),
     };
     let ignored = options.ignored.join(", ");
     let (timings, many) = (answer.timings, answer.outputs.len() > FEW_VECTORS);
@@ -111,7 +112,6 @@ fn parse(
     };
     let fields = Fields { map, at: "" };
     let options = options::parse(fields, settings, hidden_size)?;
-    settings.check_model(options.model.as_deref())?;
     let inputs = input::parse(fields, &options.item, settings)?;
     let request = EmbedRequest {
         inputs: inputs.inputs,

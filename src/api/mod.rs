@@ -41,8 +41,6 @@ use crate::service::Embedder;
 /// What the wire allows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiSettings {
-    /// Names the model answers to; the first is the one in answers that were asked without a name. At least one.
-    pub served_names: Vec<String>,
     /// Keys of those who may ask.
     pub keys: ApiKeys,
     /// Largest request body in bytes.
@@ -75,7 +73,6 @@ impl Default for ApiSettings {
             ("passage", ""),
         ];
         ApiSettings {
-            served_names: vec!["manifold".to_owned()],
             keys: ApiKeys::default(),
             max_body_bytes: 64 << 20,
             max_inputs: 2048,
@@ -91,25 +88,11 @@ impl Default for ApiSettings {
     }
 }
 
-impl ApiSettings {
-    /// Whether a request names the model that is served; not naming any is fine.
-    fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
-        match model {
-            Some(model) if !self.served_names.iter().any(|name| name == model) => {
-                let message = format!(
-                    "the model {model:?} is not served here; served is {}",
-                    self.served_names.join(", ")
-                );
-                Err(ApiError::at(ErrorCode::ModelNotFound, "model", message))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// A model that is loaded and ready.
 #[derive(Debug)]
 pub struct Served {
+    /// Names it answers to; the first is the one in answers to requests that name none. At least one.
+    pub names: Vec<String>,
     /// All stages.
     pub embedder: Embedder,
     /// What runs where.
@@ -120,6 +103,22 @@ pub struct Served {
     pub revision: Option<String>,
     /// When it was loaded, seconds since 1970.
     pub loaded_at: u64,
+}
+
+impl Served {
+    /// Whether a request names this model; not naming any is fine.
+    fn check_name(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match model {
+            Some(model) if !self.names.iter().any(|name| name == model) => {
+                let message = format!(
+                    "the model {model:?} is not served here; served is {}",
+                    self.names.join(", ")
+                );
+                Err(ApiError::at(ErrorCode::ModelNotFound, "model", message))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What all handlers share. Health answers from it while the model is still loading.

@@ -10,9 +10,8 @@ use crate::vectors::MIN_DIMENSIONS;
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
-    let data: Vec<Value> = state
-        .settings
-        .served_names
+    let data: Vec<Value> = served
+        .names
         .iter()
         .map(|name| describe(name, &state, served))
         .collect();
@@ -24,7 +23,7 @@ pub(super) async fn one(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
-    state.settings.check_model(Some(&id))?;
+    served.check_name(Some(&id))?;
     Ok(Json(describe(&id, &state, served)))
 }
 

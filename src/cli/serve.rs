@@ -5,23 +5,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::{Misconfigured, summary};
+use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served};
+use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
 use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineInfo};
+use crate::media::MediaLoader;
+use crate::processor::Processor;
+use crate::service::Embedder;
 use crate::telemetry;
-
-/// A model, loaded and ready to be asked.
-struct Loaded {
-    /// What clients may call it, the echoed name first.
-    served_names: Vec<String>,
-    checkpoint: Checkpoint,
-    engine: Engine,
-}
 
 /// Serves until SIGTERM or Ctrl-C.
 ///
@@ -49,6 +47,14 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     let address = listener
         .local_addr()
         .context("the listener has no address")?;
+    let state = ApiState::new(api_settings(&config, &keys));
+    // Health answers from here on; requests are told to come again until the model is loaded.
+    let mut answering = tokio::spawn(answer(
+        listener,
+        state.clone(),
+        Arc::clone(&config),
+        signals.clone(),
+    ));
 
     if config.model.source == CheckpointSource::Embedded {
         eprintln!("{}", summary::EMBEDDED_NOTICE);
@@ -63,7 +69,59 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
         }
     };
     announce(&config, &loaded, keys.len(), address);
-    answer(listener, loaded, &config, keys, signals).await
+    let batcher = Batcher::start(loaded.engine.clone(), config.batch);
+    state.set_served(wire(&config, loaded, batcher.clone())?);
+    println!("{}", summary::url(address));
+
+    let finished = tokio::select! {
+        finished = &mut answering => finished.context("the listener panicked")?,
+        _ = signals.wait_for(|count| *count > 1) => false,
+    };
+    batcher.close();
+    if !finished {
+        tracing::warn!("stopped before all requests were finished");
+    }
+    Ok(())
+}
+
+/// A model, loaded.
+struct Loaded {
+    /// What clients may call it, the echoed name first.
+    served_names: Vec<String>,
+    checkpoint: Checkpoint,
+    engine: Engine,
+    processor: Processor,
+}
+
+/// What the wire allows, by the configuration.
+fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
+    ApiSettings {
+        keys: ApiKeys::new(keys.iter().map(Secret::expose)),
+        max_body_bytes: config.limits.max_body_bytes,
+        max_inputs: config.limits.max_inputs,
+        max_input_tokens: config.limits.max_input_tokens,
+        max_media_bytes: config.media.max_bytes,
+        max_frames: config.media.max_frames,
+        instructions: config.instructions.clone(),
+        pixels: config.pixels,
+        request_timeout: config.limits.request_timeout,
+    }
+}
+
+/// Puts the stages together.
+fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Served> {
+    let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
+    let embedder = Embedder::new(loader, config.media.clone(), loaded.processor, batcher);
+    Ok(Served {
+        names: loaded.served_names,
+        embedder,
+        info: loaded.engine.info().clone(),
+        checkpoint: loaded.checkpoint.name,
+        revision: loaded.checkpoint.revision,
+        loaded_at: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+    })
 }
 
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
@@ -73,10 +131,12 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {host}, port {port}"))
 }
 
-/// Opens the checkpoint and starts the engine; blocks for as long as that takes.
+/// Opens the checkpoint, reads its tokenizer and starts the engine; blocks for as long as that takes.
 fn load(config: &Config) -> anyhow::Result<Loaded> {
     let checkpoint = Checkpoint::open(&config.model.source)?;
     let engine = Engine::start(&checkpoint, config.engine)?;
+    let config_of_model = checkpoint.model_config()?;
+    let processor = Processor::new(&checkpoint.tokenizer_json, (&config_of_model).into())?;
     let served_names = match config.model.served_names.as_slice() {
         [] => vec![checkpoint.name.clone()],
         names => names.to_vec(),
@@ -85,10 +145,11 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
         served_names,
         checkpoint,
         engine,
+        processor,
     })
 }
 
-/// Tells people, or the log where it is JSON, what runs; then prints the URL.
+/// Tells people, or the log where it is JSON, what runs; but not the URL: that is printed when requests are welcome.
 fn announce(config: &Config, loaded: &Loaded, keys: usize, address: SocketAddr) {
     let info: &EngineInfo = loaded.engine.info();
     let facts = summary::Facts {
@@ -100,24 +161,31 @@ fn announce(config: &Config, loaded: &Loaded, keys: usize, address: SocketAddr) 
             .filter(|_| summary::find_program(&config.media.ffprobe).is_some()),
     };
     summary::tell(config, info, &facts);
-    println!("{}", summary::url(address));
 }
 
-/// Answers requests until a signal, then drains.
-///
-/// To be wired: builds the processor from `loaded.checkpoint`, the batcher, the embedder and the router, and hands them the
-/// listener. `signals` counts SIGTERM and Ctrl-C: one begins the drain, a second one ends it at once.
+/// Answers until the first signal, then drains. Whether every accepted request was finished.
 async fn answer(
     listener: TcpListener,
-    loaded: Loaded,
-    config: &Config,
-    keys: Vec<Secret>,
+    state: ApiState,
+    config: Arc<Config>,
     mut signals: watch::Receiver<u32>,
-) -> anyhow::Result<()> {
-    let _ = (listener, loaded, keys);
-    signals.wait_for(|count| *count > 0).await?;
-    tokio::time::sleep(config.server.drain_delay).await;
-    Ok(())
+) -> bool {
+    let settings = ListenerSettings {
+        max_connections: config.server.max_connections,
+        drain_delay: config.server.drain_delay,
+        drain_timeout: config.server.drain_timeout,
+        ..ListenerSettings::default()
+    };
+    let stop = {
+        let state = state.clone();
+        async move {
+            // The sender lives as long as the process: an error here means that it is ending anyway.
+            let _ = signals.wait_for(|count| *count > 0).await;
+            tracing::info!("stopping: accepted requests are finished");
+            state.set_draining();
+        }
+    };
+    api::serve(listener, api::router(state), settings, stop).await
 }
 
 /// How many times the process was told to stop.

@@ -11,6 +11,7 @@ use super::hub::{self, HubSettings};
 use super::shards::{map_weights, read_file, read_tensors};
 use crate::kernels::WeightMap;
 use crate::kernels::weight::SharedBytes;
+use crate::model::ModelConfig;
 
 /// The model's configuration.
 pub(super) const CONFIG_FILE: &str = "config.json";
@@ -87,6 +88,14 @@ impl Checkpoint {
                 Self::from_hub(id, revision.as_deref(), settings)
             }
         }
+    }
+
+    /// What `config.json` says.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`].
+    pub fn model_config(&self) -> Result<ModelConfig, EngineError> {
+        Ok(ModelConfig::from_json(&self.config_json)?)
     }
 
     fn embedded() -> Result<Self, EngineError> {

@@ -21,7 +21,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use crate::model::{ModelConfig, ModelError, PackedBatch, Qwen3VlEncoder};
+use crate::model::{ModelError, PackedBatch, Qwen3VlEncoder};
 
 /// Which number format the model computes in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`] when the device is absent or the weights do not fit the configuration.
     pub fn start(checkpoint: &Checkpoint, settings: EngineSettings) -> Result<Self, EngineError> {
-        let config = ModelConfig::from_json(&checkpoint.config_json)?;
+        let config = checkpoint.model_config()?;
         let picked = device::pick(settings.device, settings.dtype)?;
         let encoder = Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels)?;
         let pool = rayon::ThreadPoolBuilder::new()

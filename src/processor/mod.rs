@@ -20,7 +20,7 @@ use smart_resize::{FILE_TOTAL_PIXELS, IMAGE_FACTOR, LIST_TOTAL_PIXELS, smart_res
 use template::Template;
 
 use crate::media::RgbImage;
-use crate::model::{Patches, Sequence};
+use crate::model::{ModelConfig, Patches, Sequence};
 
 /// Pixel and frame limits of one part; the reference's values by default.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,9 +135,11 @@ pub struct Prepared {
     pub truncated: bool,
 }
 
-/// Ids of the checkpoint's `config.json` the processor places itself.
+/// What the processor needs of the checkpoint's `config.json`: the ids it places itself, and how many the model has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VisionTokenIds {
+    /// `vocab_size`: rows of the embedding table.
+    pub vocab_size: usize,
     /// `image_token_id`.
     pub image_token_id: u32,
     /// `video_token_id`.
@@ -146,6 +148,18 @@ pub struct VisionTokenIds {
     pub vision_start_token_id: u32,
     /// `vision_end_token_id`.
     pub vision_end_token_id: u32,
+}
+
+impl From<&ModelConfig> for VisionTokenIds {
+    fn from(config: &ModelConfig) -> Self {
+        VisionTokenIds {
+            vocab_size: config.text.vocab_size,
+            image_token_id: config.image_token_id,
+            video_token_id: config.video_token_id,
+            vision_start_token_id: config.vision_start_token_id,
+            vision_end_token_id: config.vision_end_token_id,
+        }
+    }
 }
 
 /// The tokenizer and the template of one checkpoint.

@@ -104,6 +104,13 @@ impl Template {
             .max()
             .unwrap_or(1);
         let vocabulary = vocabulary.values().max().map_or(0, |id| id + 1);
+        if vocabulary as usize > vision.vocab_size {
+            let reason = format!(
+                "it has {vocabulary} ids, config.json says vocab_size is {}",
+                vision.vocab_size
+            );
+            return Err(refuse(reason));
+        }
         Ok(Template {
             tokenizer,
             vision,

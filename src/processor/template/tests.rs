@@ -9,6 +9,7 @@ use crate::model::Patches;
 
 const TOKENIZER: &[u8] = include_bytes!("../../../tests/fixtures/parity/model/tokenizer.json");
 const IDS: VisionTokenIds = VisionTokenIds {
+    vocab_size: 2048,
     image_token_id: 2017,
     video_token_id: 2018,
     vision_start_token_id: 2014,
