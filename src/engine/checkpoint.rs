@@ -132,7 +132,7 @@ impl Checkpoint {
         Self::read(path, name, None)
     }
 
-    fn from_hub(
+    pub(super) fn from_hub(
         id: &str,
         revision: Option<&str>,
         settings: HubSettings,

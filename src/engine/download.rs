@@ -12,12 +12,14 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
+use hf_hub::HFError;
 use sha2::{Digest, Sha256};
 
 use super::EngineError;
 use super::hub::HubSession;
 use super::hub_cache::{create_parent, unwritable};
 use super::progress::DownloadProgress;
+use super::refusal::transport_fault;
 
 /// Attempts in a row that bring no byte before a download is given up.
 const MAX_FRUITLESS_ATTEMPTS: u32 = 5;
@@ -165,13 +167,21 @@ impl HubSession {
         progress: &DownloadProgress,
     ) -> Result<Attempt, EngineError> {
         let range = (partial.have_bytes > 0).then_some(partial.have_bytes..file.size_bytes);
+        let stall = self.settings.stall;
         let request = self
             .handle
             .download_file_stream()
             .filename(&file.name)
             .revision(commit)
             .maybe_range(range.clone());
-        let (length, mut stream) = self.ask(request.send()).await?;
+        let (length, mut stream) = match tokio::time::timeout(stall, request.send()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(HFError::Request { source, .. })) => {
+                return Ok(Attempt::Interrupted(transport_fault(source)));
+            }
+            Ok(Err(refusal)) => return Err(self.fail(self.describe(refusal))),
+            Err(_) => return Ok(Attempt::Interrupted(format!("no answer for {stall:?}"))),
+        };
         if let Some(range) = range
             && length != Some(range.end - range.start)
         {
@@ -184,16 +194,14 @@ impl HubSession {
             ));
         }
         loop {
-            let chunk = match tokio::time::timeout(self.settings.stall, stream.next()).await {
+            let chunk = match tokio::time::timeout(stall, stream.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(error))) => return Ok(Attempt::Interrupted(self.describe(error))),
-                Ok(None) => return Ok(Attempt::Ended),
-                Err(_) => {
-                    return Ok(Attempt::Interrupted(format!(
-                        "no byte for {:?}",
-                        self.settings.stall
-                    )));
+                Ok(Some(Err(HFError::Request { source, .. }))) => {
+                    return Ok(Attempt::Interrupted(transport_fault(source)));
                 }
+                Ok(Some(Err(refusal))) => return Ok(Attempt::Interrupted(self.describe(refusal))),
+                Ok(None) => return Ok(Attempt::Ended),
+                Err(_) => return Ok(Attempt::Interrupted(format!("no byte for {stall:?}"))),
             };
             if chunk.len() as u64 > file.size_bytes - partial.have_bytes {
                 partial.clear()?;

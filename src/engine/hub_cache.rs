@@ -80,7 +80,8 @@ impl RepositoryCache {
     /// # Errors
     /// [`EngineError::File`] when the cache cannot be written.
     pub(super) fn remember(&self, revision: &str, commit: &str) -> Result<(), EngineError> {
-        if is_commit(revision) {
+        // What is known already is not written again: a complete cache may be mounted read-only.
+        if self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
         let path = self.reference(revision);

@@ -1,4 +1,4 @@
-//! The thread that owns the device and the model. In: a [`PackedBatch`](crate::model::PackedBatch). Out: one row a sequence.
+//! The thread that owns the device and the model. In: a [`PackedBatch`]. Out: one row a sequence.
 
 pub mod checkpoint;
 mod device;

@@ -73,10 +73,7 @@ impl HubSession {
                     .unwrap_or_default();
                 format!("{} answered {}{words}", self.endpoint, context.status)
             }
-            // A signed download address is as good as a token for a while: it stays out of the log.
-            HFError::Request { source, .. } => {
-                self.unreachable(&with_causes(&source.without_url()))
-            }
+            HFError::Request { source, .. } => self.unreachable(&transport_fault(source)),
             other => format!(
                 "{} gave an answer that cannot be used: {other}",
                 self.endpoint
@@ -101,8 +98,10 @@ impl HubSession {
     }
 }
 
-/// An error and what caused it, on one line.
-fn with_causes(error: &dyn Error) -> String {
+/// What happened to a connection, with its causes, on one line.
+pub(super) fn transport_fault(error: reqwest::Error) -> String {
+    // A signed download address is as good as a token for a while: it stays out of the log.
+    let error = error.without_url();
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

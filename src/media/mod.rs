@@ -1,16 +1,21 @@
 //! Foreign bytes: the only room that opens outbound sockets, reads clients' files or decodes pictures and clips.
 //!
-//! In: what a client wrote in a media field. Out: [`RgbImage`]s. `source` says what the string is and loads it, `image` and
-//! `video` decode.
+//! In: what a client wrote in a media field. Out: [`RgbImage`]s. `source` says what the string is, `loader` loads its bytes
+//! (`fetch` over HTTP, to addresses `address` allows; `local_file` from a directory), `image` and `video` decode.
 
+mod address;
 pub mod error;
+mod fetch;
 pub mod image;
+pub mod loader;
+mod local_file;
 pub mod source;
 pub mod video;
 
 pub use ::image::RgbImage;
 pub use error::MediaError;
-pub use source::{MediaLoader, MediaSource};
+pub use loader::MediaLoader;
+pub use source::MediaSource;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,4 +53,26 @@ pub struct MediaSettings {
     pub ffprobe: PathBuf,
     /// Time a video's child process may take.
     pub video_timeout: Duration,
+}
+
+impl Default for MediaSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes: 32 << 20,
+            max_pixels: 50_000_000,
+            max_side_pixels: 16_384,
+            max_frames: 768,
+            max_video_seconds: 600.0,
+            url_fetch: true,
+            allowed_domains: Vec::new(),
+            allow_private_networks: false,
+            allowed_ports: vec![80, 443],
+            fetch_timeout: Duration::from_secs(10),
+            file_root: None,
+            apply_exif_orientation: false,
+            ffmpeg: PathBuf::from("ffmpeg"),
+            ffprobe: PathBuf::from("ffprobe"),
+            video_timeout: Duration::from_secs(30),
+        }
+    }
 }

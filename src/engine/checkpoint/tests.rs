@@ -334,3 +334,42 @@ fn embedded_model_is_whole_and_aligned() {
     let config: serde_json::Value = serde_json::from_slice(&checkpoint.config_json).unwrap();
     assert_eq!(config["model_type"], "qwen3_vl");
 }
+
+#[cfg(target_os = "linux")]
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+        * 1024
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn opening_two_gigabytes_leaves_them_on_the_disk() {
+    let elements = 1usize << 30;
+    let end = elements * 2;
+    let header =
+        format!(r#"{{"big":{{"dtype":"BF16","shape":[{elements}],"data_offsets":[0,{end}]}}}}"#);
+    let directory = TempDir::new().unwrap();
+    write(&single(), directory.path());
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let path = directory.path().join("model.safetensors");
+    std::fs::write(&path, &bytes).unwrap();
+    // A sparse file: the length is real, the blocks are not.
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len((bytes.len() + end) as u64).unwrap();
+
+    let before = resident_bytes();
+    let checkpoint = open_directory(directory.path()).unwrap();
+    let grown = resident_bytes().saturating_sub(before);
+    assert_eq!(checkpoint.weights["big"].bytes().len(), end);
+    // Other tests of this process may run meanwhile, hence the generous limit.
+    assert!(grown < 256 << 20, "opening took {grown} bytes of memory");
+}
