@@ -1,22 +1,32 @@
 //! `POST /v1/embeddings`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::error::{ApiError, ErrorCode};
 use super::fields::Fields;
-use super::options::{self, Options};
+use super::options::{self, Encoding, Options};
 use super::response::{self, Envelope};
 use super::{ApiSettings, ApiState, input};
-use crate::service::{EmbedRequest, Timings};
+use crate::service::{Cause, EmbedRequest, Timings};
 
 /// Bodies above this many bytes are read off the async threads.
 const SMALL_BYTES: usize = 64 * 1024;
+/// Longest pause in a body.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// Most inputs `encoding_format: "bytes"` answers: its `metadata` header has about 120 bytes for each, and Python's HTTP client
+/// reads no header line above 64 KiB.
+const MOST_IN_BYTES: usize = 256;
+/// Longest `x-ignored-fields`.
+const MOST_IGNORED_BYTES: usize = 1024;
 /// Answers of more vectors than this are written off the async threads.
 const FEW_VECTORS: usize = 16;
 
@@ -35,20 +45,33 @@ pub(super) async fn create(
     let started = Instant::now();
     let served = state.served()?;
     check_content_type(request.headers())?;
-    let timeout = timeout(request.headers(), state.settings.request_timeout)?;
-    let body = read_body(request, state.settings.max_body_bytes).await?;
+    let most = state.settings.request_timeout;
+    let allowed = allowed_time(request.headers(), most)?;
+    let patience = BODY_PATIENCE.min(allowed);
+    let body = read_body(request, state.settings.max_body_bytes, patience);
+    let body = timeout(allowed, body)
+        .await
+        .map_err(|_| too_late(allowed))??;
     let parse = {
         let (settings, hidden_size) = (state.settings.clone(), served.info.hidden_size);
         let large = body.len() > SMALL_BYTES;
-        run(large, move || parse(&body, &settings, hidden_size, timeout))
+        run(&state, large, move || {
+            parse(&body, &settings, hidden_size, allowed)
+        })
     };
     let Parsed {
-        request,
+        mut request,
         options,
         ids,
     } = parse.await??;
+    // What the body took is gone.
+    request.timeout = allowed.saturating_sub(started.elapsed());
     served.check_name(options.model.as_deref())?;
-    let answer = served.embedder.embed(request).await?;
+    let answer = served.embedder.embed(request).await;
+    let answer = answer.map_err(|error| match error.cause {
+        Cause::Deadline(_) => too_late(allowed),
+        _ => error.into(),
+    })?;
     let envelope = Envelope {
         id: format!("embd-{}", uuid::Uuid::new_v4().simple()),
         created: SystemTime::now()
@@ -59,18 +82,13 @@ pub(super) async fn create(
             .clone()
             .unwrap_or_else(|| served.names[0].clone()),
     };
-    let ignored = options.ignored.join(", ");
+    let ignored = ignored_fields(&options.ignored);
     let (timings, many) = (answer.timings, answer.outputs.len() > FEW_VECTORS);
-    let mut response = run(many, move || {
+    let mut response = run(&state, many, move || {
         response::build(answer.outputs, ids, &options, &envelope)
     })
     .await?;
     let headers = response.headers_mut();
-    add(
-        headers,
-        "openai-processing-ms",
-        &started.elapsed().as_millis().to_string(),
-    );
     add(headers, "server-timing", &server_timing(timings));
     if !ignored.is_empty() {
         add(headers, "x-ignored-fields", &ignored);
@@ -78,15 +96,31 @@ pub(super) async fn create(
     Ok(response)
 }
 
-/// Runs `work` here when it is little, else where it may block.
+fn too_late(allowed: Duration) -> ApiError {
+    let message = format!("the request took longer than {} ms", allowed.as_millis());
+    ApiError::new(ErrorCode::DeadlineExceeded, message)
+}
+
+/// Runs `work` here when it is little, else where it may block, as many at a time as there are cores.
 async fn run<T: Send + 'static>(
+    state: &ApiState,
     much: bool,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     if !much {
         return Ok(work());
     }
-    let failed = |_| ApiError::new(ErrorCode::InternalError, "a worker failed");
+    let permit = Arc::clone(&state.workers).acquire_owned().await;
+    let work = move || {
+        let _permit = permit;
+        work()
+    };
+    let failed = |_| {
+        ApiError::new(
+            ErrorCode::InternalError,
+            "the server failed on this request",
+        )
+    };
     tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
@@ -113,6 +147,13 @@ fn parse(
     let fields = Fields { map, at: "" };
     let options = options::parse(fields, settings, hidden_size)?;
     let inputs = input::parse(fields, &options.item, settings)?;
+    let count = inputs.inputs.len();
+    if options.encoding == Encoding::Bytes && count > MOST_IN_BYTES {
+        let message = format!(
+            "encoding_format is \"bytes\", which answers up to {MOST_IN_BYTES} inputs; these are {count}"
+        );
+        return Err(ApiError::invalid("encoding_format", message));
+    }
     let request = EmbedRequest {
         inputs: inputs.inputs,
         dimensions: options.dimensions,
@@ -148,7 +189,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// What the client gives itself, at most what the server gives.
-fn timeout(headers: &HeaderMap, most: Duration) -> Result<Duration, ApiError> {
+fn allowed_time(headers: &HeaderMap, most: Duration) -> Result<Duration, ApiError> {
     let name = "x-request-timeout-ms";
     let Some(value) = headers.get(name) else {
         return Ok(most);
@@ -163,13 +204,11 @@ fn timeout(headers: &HeaderMap, most: Duration) -> Result<Duration, ApiError> {
     }
 }
 
-/// The body, refused as soon as it is known to be too large.
-async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+/// The body, refused as soon as it is known to be too large, and when nothing of it has come for `patience`.
+async fn read_body(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
     let too_large = || {
-        ApiError::new(
-            ErrorCode::RequestTooLarge,
-            format!("the body is larger than the limit of {limit} bytes"),
-        )
+        let message = format!("the body is larger than the limit of {limit} bytes");
+        ApiError::new(ErrorCode::RequestTooLarge, message)
     };
     let declared = request
         .headers()
@@ -178,18 +217,31 @@ async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
     if declared.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    axum::body::to_bytes(request.into_body(), limit)
-        .await
-        .map_err(|error| {
-            let source = std::error::Error::source(&error);
-            if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
-                return too_large();
+    let mut body = request.into_body();
+    let mut read = BytesMut::new();
+    loop {
+        let frame = timeout(patience, body.frame()).await.map_err(|_| {
+            let message = format!(
+                "nothing of the body has come for {} ms",
+                patience.as_millis()
+            );
+            ApiError::new(ErrorCode::RequestTimeout, message)
+        })?;
+        let Some(frame) = frame else {
+            return Ok(read.freeze());
+        };
+        let frame = frame.map_err(|_| {
+            let message = "the body ended before it was complete";
+            ApiError::new(ErrorCode::InvalidJson, message)
+        })?;
+        // What is no data are trailers, which say nothing here.
+        if let Ok(data) = frame.into_data() {
+            if data.len() > limit - read.len() {
+                return Err(too_large());
             }
-            ApiError::new(
-                ErrorCode::InvalidJson,
-                "the body ended before it was complete",
-            )
-        })
+            read.extend_from_slice(&data);
+        }
+    }
 }
 
 fn server_timing(timings: Timings) -> String {
@@ -201,6 +253,22 @@ fn server_timing(timings: Timings) -> String {
         ms(timings.queue),
         ms(timings.forward)
     )
+}
+
+/// Names of fields that mean nothing here, as many as fit a header.
+fn ignored_fields(names: &[String]) -> String {
+    let mut text = String::new();
+    for name in names {
+        if text.len() + name.len() + 2 > MOST_IGNORED_BYTES {
+            text.push_str(", ...");
+            break;
+        }
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(name);
+    }
+    text
 }
 
 fn add(headers: &mut HeaderMap, name: &'static str, value: &str) {

@@ -46,6 +46,8 @@ pub enum ErrorCode {
     NotFound,
     /// The route has another method.
     MethodNotAllowed,
+    /// The body did not come.
+    RequestTimeout,
     /// The body is over the limit.
     RequestTooLarge,
     /// A picture or video is over a limit.
@@ -91,6 +93,7 @@ impl ErrorCode {
                 INVALID,
                 "method_not_allowed",
             ),
+            ErrorCode::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             ErrorCode::RequestTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, INVALID, "request_too_large")
             }
@@ -141,6 +144,8 @@ pub struct ApiError {
     pub param: Option<String>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// Whether the same request would fail again although its status says otherwise.
+    pub lasting: bool,
 }
 
 impl ApiError {
@@ -151,6 +156,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry_after: None,
+            lasting: false,
         }
     }
 
@@ -189,12 +195,13 @@ impl IntoResponse for ApiError {
         let mut response = (status, Json(json!({ "error": self.body() }))).into_response();
         let headers = response.headers_mut();
         // The official clients retry 408, 409, 429 and every 5xx; what the client must mend first is said not to be worth it.
-        if matches!(
+        let client_must_mend = matches!(
             status,
             StatusCode::BAD_REQUEST
                 | StatusCode::PAYLOAD_TOO_LARGE
                 | StatusCode::UNSUPPORTED_MEDIA_TYPE
-        ) {
+        );
+        if client_must_mend || self.lasting {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -239,16 +246,35 @@ impl From<ServiceError> for ApiError {
         if code == ErrorCode::InternalError {
             tracing::error!(error = %error, cause = ?error.cause, "a request failed");
         }
-        let message = match &error.at {
-            Some(at) => format!("{at}: {error}"),
-            None => error.to_string(),
+        let at = match (error.at, &error.cause) {
+            (Some(at), Cause::Processor { error, .. }) => Some(within(at, error)),
+            (at, _) => at,
+        };
+        let words = match code {
+            // What went wrong inside is for the log.
+            ErrorCode::InternalError => "the server failed on this request".to_owned(),
+            _ => error.cause.to_string(),
+        };
+        let message = match &at {
+            Some(at) => format!("{at}: {words}"),
+            None => words,
         };
         ApiError {
             code,
             message,
-            param: error.at,
+            param: at,
             retry_after,
+            // The batcher has tried it alone: it would fail again.
+            lasting: matches!(&error.cause, Cause::Batcher(BatcherError::Failed(_))),
         }
+    }
+}
+
+/// The path of what an input's preparation names within it.
+fn within(at: String, error: &ProcessorError) -> String {
+    match error {
+        ProcessorError::TokenId { position, .. } => format!("{at}[{position}]"),
+        _ => at,
     }
 }
 

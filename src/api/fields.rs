@@ -20,33 +20,66 @@ pub(super) fn path(at: &str, field: &str) -> String {
     }
 }
 
-/// A value as an error shows it: its JSON, cut short.
+/// Longest value and name an error repeats: a client may send megabytes of either.
+const MOST_SHOWN: usize = 60;
+
+/// A value as an error shows it: its JSON, cut short. What is cut is not written first.
 pub(super) fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::Object(_) => "an object".to_owned(),
+        other => other.to_string(),
     }
 }
 
+/// A text as an error shows it: quoted, cut short.
+pub(super) fn quoted(text: &str) -> String {
+    match cut(text) {
+        whole if whole.len() == text.len() => format!("{text:?}"),
+        start => format!("{start:?}..."),
+    }
+}
+
+fn cut(text: &str) -> &str {
+    let end = text.char_indices().nth(MOST_SHOWN);
+    &text[..end.map_or(text.len(), |(end, _)| end)]
+}
+
 impl<'a> Fields<'a> {
-    /// The first of `names` that is there and not null, with its path.
-    pub(super) fn first(&self, names: &[&str]) -> Option<(String, &'a Value)> {
-        names.iter().find_map(|name| match self.map.get(*name) {
+    /// A field that is there and not null, with its path.
+    pub(super) fn get(&self, name: &str) -> Option<(String, &'a Value)> {
+        match self.map.get(name) {
             None | Some(Value::Null) => None,
             Some(value) => Some((path(self.at, name), value)),
-        })
+        }
+    }
+
+    /// A field by any of its names. Two of them that say different things are refused: neither could be meant by silence.
+    pub(super) fn one_of(&self, names: &[&str]) -> Result<Option<(String, &'a Value)>, ApiError> {
+        let mut given = names.iter().filter_map(|name| self.get(name));
+        let Some((at, value)) = given.next() else {
+            return Ok(None);
+        };
+        match given.find(|(_, other)| *other != value) {
+            None => Ok(Some((at, value))),
+            Some((other, _)) => {
+                let message =
+                    format!("{at} and {other} mean the same and have different values; give one");
+                Err(ApiError::invalid(other, message))
+            }
+        }
     }
 
     pub(super) fn string(&self, names: &[&str]) -> Result<Option<&'a str>, ApiError> {
-        let Some((at, value)) = self.first(names) else {
+        let Some((at, value)) = self.one_of(names)? else {
             return Ok(None);
         };
         string(&at, value).map(Some)
     }
 
     pub(super) fn boolean(&self, names: &[&str]) -> Result<Option<bool>, ApiError> {
-        let Some((at, value)) = self.first(names) else {
+        let Some((at, value)) = self.one_of(names)? else {
             return Ok(None);
         };
         let wrong = || {
@@ -64,7 +97,7 @@ impl<'a> Fields<'a> {
         names: &[&str],
         (low, high): (u64, u64),
     ) -> Result<Option<u64>, ApiError> {
-        let Some((at, value)) = self.first(names) else {
+        let Some((at, value)) = self.one_of(names)? else {
             return Ok(None);
         };
         let whole = value.as_u64().or_else(|| {
@@ -87,7 +120,7 @@ impl<'a> Fields<'a> {
 
     /// A number above zero.
     pub(super) fn positive(&self, names: &[&str], high: f64) -> Result<Option<f64>, ApiError> {
-        let Some((at, value)) = self.first(names) else {
+        let Some((at, value)) = self.one_of(names)? else {
             return Ok(None);
         };
         match value.as_f64() {
@@ -109,7 +142,10 @@ impl<'a> Fields<'a> {
             .keys()
             .find(|key| !known.iter().any(|list| list.contains(&key.as_str())))
         {
-            Some(key) => Err(ApiError::unknown_field(path(self.at, key), &known.concat())),
+            Some(key) => Err(ApiError::unknown_field(
+                path(self.at, cut(key)),
+                &known.concat(),
+            )),
             None => Ok(()),
         }
     }

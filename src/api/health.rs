@@ -2,11 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::ApiState;
+use super::error::{ApiError, ErrorCode};
 
 pub(super) async fn live() -> Response {
     Json(json!({ "status": "ok" })).into_response()
@@ -14,22 +14,21 @@ pub(super) async fn live() -> Response {
 
 /// Whether the model is loaded; stays true while draining.
 pub(super) async fn startup(State(state): State<ApiState>) -> Response {
-    answer(state.is_loaded(), "loading")
+    answer(&state)
 }
 
 /// Whether requests are welcome.
 pub(super) async fn ready(State(state): State<ApiState>) -> Response {
     if state.is_draining() {
-        return answer(false, "draining");
+        let message = "the server is stopping and takes no new work";
+        return ApiError::new(ErrorCode::Draining, message).into_response();
     }
-    answer(state.is_loaded(), "loading")
+    answer(&state)
 }
 
-fn answer(ok: bool, otherwise: &str) -> Response {
-    let (status, word) = if ok {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, otherwise)
-    };
-    (status, Json(json!({ "status": word }))).into_response()
+fn answer(state: &ApiState) -> Response {
+    match state.served() {
+        Ok(_) => Json(json!({ "status": "ok" })).into_response(),
+        Err(loading) => loading.into_response(),
+    }
 }

@@ -4,8 +4,10 @@ use serde_json::Value;
 
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
-use super::fields::{Fields, object, path, shown, string};
-use super::options::{ITEM_FIELDS, ItemOptions, PIXEL_FIELDS, instruction, pixel_options};
+use super::fields::{Fields, object, path, quoted, shown, string};
+use super::options::{
+    ITEM_FIELDS, ItemOptions, PIXEL_FIELDS, instruction, instruction_in_raw, pixel_options,
+};
 use super::part::{self, Context};
 use crate::service::{EmbedInput, InputPart, PartContent};
 
@@ -32,7 +34,7 @@ pub(super) fn parse(
     settings: &ApiSettings,
 ) -> Result<Inputs, ApiError> {
     let parser = Parser { defaults, settings };
-    let items = match (body.first(&["input"]), body.first(&["messages"])) {
+    let items = match (body.get("input"), body.get("messages")) {
         (Some(_), Some(_)) => {
             return Err(ApiError::invalid(
                 "messages",
@@ -137,7 +139,8 @@ impl Parser<'_> {
     fn built(&self, at: &str, parts: Vec<InputPart>, instruction: Option<String>) -> EmbedInput {
         EmbedInput {
             at: at.to_owned(),
-            instruction,
+            // A blank one is the default instruction, which is also what none is.
+            instruction: instruction.filter(|text| !text.trim().is_empty()),
             parts,
             raw: self.defaults.raw,
             limit: self.defaults.limit,
@@ -146,7 +149,11 @@ impl Parser<'_> {
 
     /// `{"content": …}`, `{"text", "image", "video"}`, or a bare part, each with options of its own.
     fn object(&self, fields: Fields<'_>) -> Result<Item, ApiError> {
-        let own = instruction(fields, self.settings)?.or_else(|| self.defaults.instruction.clone());
+        let own = instruction(fields, self.settings)?;
+        if self.defaults.raw && own.is_some() {
+            return Err(instruction_in_raw(fields, ITEM_FIELDS));
+        }
+        let own = own.or_else(|| self.defaults.instruction.clone());
         let id = fields.string(&["id"])?.map(str::to_owned);
         let pixels = pixel_options(fields, self.defaults.pixels, self.settings)?;
         let context = Context {
@@ -165,71 +172,71 @@ impl Parser<'_> {
         Ok((self.built(fields.at, parts, own), id))
     }
 
-    /// System turns are the instruction, user turns the parts; an assistant turn may only be empty and last.
+    /// An instruction in a system message, the parts in one user message, and perhaps an empty assistant message: what the template
+    /// has turns for. Anything else would be another prompt than the one that was written, so it is refused.
     fn conversation(&self, at: &str, messages: &Value) -> Result<Item, ApiError> {
-        let wrong = || {
-            ApiError::invalid(
-                at,
-                format!("{at} is {}, it must be a list of messages", shown(messages)),
-            )
-        };
-        let messages = messages
-            .as_array()
-            .filter(|messages| !messages.is_empty())
-            .ok_or_else(wrong)?;
+        let messages = messages.as_array().filter(|messages| !messages.is_empty());
+        let messages = messages.ok_or_else(|| {
+            ApiError::invalid(at, format!("{at} must be a list of at least one message"))
+        })?;
         let context = Context {
             pixels: self.defaults.pixels,
             settings: self.settings,
         };
-        let mut system = None;
-        let mut parts = Vec::new();
+        let (mut system, mut parts) = (None, None);
         for (i, message) in messages.iter().enumerate() {
             let at = format!("{at}[{i}]");
             let message = object(&at, message)?;
             message.only(&[&["role", "content", "name"]])?;
             let content_at = path(&at, "content");
             let content = message.map.get("content").unwrap_or(&Value::Null);
-            match message.string(&["role"])? {
-                Some("system") => system = Some(system_text(&content_at, content)?),
-                Some("user") => parts.extend(part::content(&content_at, content, context)?),
-                Some("assistant") if is_empty(content) && i + 1 == messages.len() => {}
-                Some("assistant") => {
-                    let message = format!(
-                        "{content_at}: an assistant message can only be the last and empty; only system and user turns are embedded"
-                    );
-                    return Err(ApiError::invalid(content_at, message));
+            let role = message.string(&["role"])?.unwrap_or_default();
+            match role {
+                "system" if i == 0 => {
+                    let text = system_text(&content_at, content)?;
+                    if self.defaults.raw {
+                        return Err(instruction_in_raw(message, &["content"]));
+                    }
+                    system = Some(text);
+                }
+                "user" if parts.is_none() => {
+                    parts = Some(part::content(&content_at, content, context)?);
+                }
+                "assistant" if is_empty(content) && i + 1 == messages.len() => {}
+                "system" | "user" | "assistant" => {
+                    let rule = "a conversation is a system message or none, one user message, and an empty assistant message or none";
+                    let message = format!("{at} is another {role} message: {rule}");
+                    return Err(ApiError::invalid(at, message));
                 }
                 other => {
                     let at = path(&at, "role");
-                    let message =
-                        format!("{at} is {other:?}, it must be system, user or assistant");
+                    let message = format!(
+                        "{at} is {}, it must be system, user or assistant",
+                        quoted(other)
+                    );
                     return Err(ApiError::invalid(at, message));
                 }
             }
         }
-        Ok((
-            self.built(
-                at,
-                parts,
-                system.or_else(|| self.defaults.instruction.clone()),
-            ),
-            None,
-        ))
+        let parts = parts
+            .ok_or_else(|| ApiError::invalid(at, format!("{at} has no message of the user")))?;
+        let instruction = system.or_else(|| self.defaults.instruction.clone());
+        Ok((self.built(at, parts, instruction), None))
     }
 }
 
 /// Videos, then images, then texts, as the reference orders an object.
 fn reference_order(fields: Fields<'_>, context: Context<'_>) -> Result<Vec<InputPart>, ApiError> {
     let mut parts = Vec::new();
-    if let Some((at, value)) = fields.first(&["video"]) {
+    if let Some((at, value)) = fields.get("video") {
         parts.extend(part::videos(&at, value, context)?);
     }
-    if let Some((at, value)) = fields.first(&["image"]) {
+    if let Some((at, value)) = fields.get("image") {
         for (at, value) in each(&at, value) {
             parts.push(part::image(at, value, context)?);
         }
     }
-    if let Some((at, value)) = fields.first(&["text"]) {
+    if let Some((at, value)) = fields.get("text") {
         for (at, value) in each(&at, value) {
             let text = string(&at, value)?.to_owned();
             parts.push(InputPart {

@@ -1,25 +1,37 @@
 //! Connections: our own accept loop, for a stock one has no timer and lets a slow client hold its connection for ever.
+//!
+//! One rule closes silent, slow and idle clients of either protocol: a connection ends when for `header_timeout` no request was in
+//! flight and no piece of an answer was taken. What has not sent a whole header has no request yet; the pauses of a request's body
+//! are its handler's to bound.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use hyper::body::Incoming;
+use axum::response::Response;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tower::ServiceExt;
+
+/// Pieces an answer is handed to the connection in.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Limits of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenerSettings {
     /// Most connections at a time; more wait in the kernel's queue.
     pub max_connections: usize,
-    /// Time a client has to send its headers.
+    /// Time a client has to send its headers, and may leave a connection unused.
     pub header_timeout: Duration,
     /// How long connections are still accepted after the signal to stop, so that load balancers notice first.
     pub drain_delay: Duration,
@@ -75,20 +87,13 @@ pub async fn serve(
             };
             // Small answers should not wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
-            let router = router.clone();
-            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                router.clone().oneshot(request.map(Body::new))
-            });
-            let connection = builder
-                .serve_connection(TokioIo::new(stream), service)
-                .into_owned();
-            let watched = graceful.watch(connection);
-            tokio::spawn(async move {
-                let _place = place;
-                if let Err(error) = watched.await {
-                    tracing::debug!(%error, "a connection ended early");
-                }
-            });
+            let connection = Connection {
+                stream,
+                router: router.clone(),
+                builder: builder.clone(),
+                idle_timeout: settings.header_timeout,
+            };
+            tokio::spawn(connection.run(graceful.watcher(), place));
         }
     };
     tokio::select! {
@@ -99,4 +104,236 @@ pub async fn serve(
     tokio::time::timeout(settings.drain_timeout, graceful.shutdown())
         .await
         .is_ok()
+}
+
+/// One client's connection.
+struct Connection {
+    stream: TcpStream,
+    router: Router,
+    builder: Builder<TokioExecutor>,
+    idle_timeout: Duration,
+}
+
+impl Connection {
+    async fn run(self, watcher: Watcher, _place: OwnedSemaphorePermit) {
+        let activity = Activity::new();
+        let (router, of_requests) = (self.router, activity.clone());
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            answer(router.clone(), request, of_requests.clone())
+        });
+        let connection = self
+            .builder
+            .serve_connection(TokioIo::new(self.stream), service)
+            .into_owned();
+        tokio::select! {
+            ended = watcher.watch(connection) => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            },
+            () = activity.idle_for(self.idle_timeout) => tracing::debug!("an idle connection is closed"),
+        }
+    }
+}
+
+async fn answer(
+    router: Router,
+    request: Request<Incoming>,
+    activity: Activity,
+) -> Result<Response, Infallible> {
+    let _in_flight = activity.begin();
+    let response = router.oneshot(request.map(Body::new)).await?;
+    Ok(response.map(|body| {
+        Body::new(Paced {
+            body,
+            rest: Bytes::new(),
+            activity: activity.clone(),
+        })
+    }))
+}
+
+/// Whether a connection is in use: requests being answered, and when last something moved.
+#[derive(Clone)]
+struct Activity(Arc<Mutex<(usize, Instant)>>);
+
+impl Activity {
+    fn new() -> Self {
+        Activity(Arc::new(Mutex::new((0, Instant::now()))))
+    }
+
+    fn note(&self, change: impl FnOnce(&mut usize)) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state.0);
+        state.1 = Instant::now();
+    }
+
+    fn begin(&self) -> InFlight {
+        self.note(|requests| *requests += 1);
+        InFlight(self.clone())
+    }
+
+    /// Waits until nothing has been in flight or moved for `timeout`.
+    async fn idle_for(&self, timeout: Duration) {
+        loop {
+            let (requests, moved) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let end = if requests == 0 { moved } else { now } + timeout;
+            if end <= now {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+/// A request being answered.
+struct InFlight(Activity);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.note(|requests| *requests -= 1);
+    }
+}
+
+/// A body handed out in small pieces, so that each piece the client takes is seen, and so is a client that takes none.
+struct Paced {
+    body: Body,
+    rest: Bytes,
+    activity: Activity,
+}
+
+impl HttpBody for Paced {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.activity.note(|_| ());
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let piece = self.rest.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.len() as u64;
+        let of_body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + rest);
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+
+    const BIG: usize = 3 * PIECE_BYTES + 17;
+
+    struct Server {
+        address: std::net::SocketAddr,
+        stop: oneshot::Sender<()>,
+        done: tokio::task::JoinHandle<bool>,
+    }
+
+    async fn server(idle: Duration) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let slow = async || {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            "slow"
+        };
+        let router = Router::new()
+            .route("/slow", get(slow))
+            .route("/big", get(async || "x".repeat(BIG)));
+        let settings = ListenerSettings {
+            header_timeout: idle,
+            ..ListenerSettings::default()
+        };
+        let (stop, stopped) = oneshot::channel();
+        let done = tokio::spawn(serve(listener, router, settings, async {
+            let _ = stopped.await;
+        }));
+        Server {
+            address,
+            stop,
+            done,
+        }
+    }
+
+    /// Sends `bytes`, then reads until the server closes.
+    async fn exchange(server: &Server, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+        read.expect("the server keeps the connection for ever").ok();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn silent_slow_and_idle_clients_are_closed() {
+        let server = server(Duration::from_millis(100)).await;
+        for sent in [
+            "",
+            "PRI * HTTP/2.0\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET /slow HTTP/1.1\r\nhost: x\r\nx-never: ",
+        ] {
+            let answer = exchange(&server, sent.as_bytes()).await;
+            assert!(!answer.contains("200 OK"), "{sent:?}: {answer}");
+        }
+        let kept_alive = exchange(&server, b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(kept_alive.contains("200 OK"), "{kept_alive}");
+    }
+
+    #[tokio::test]
+    async fn a_request_in_flight_is_not_idle() {
+        let server = server(Duration::from_millis(100)).await;
+        let answer = exchange(&server, b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(answer.ends_with("slow"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_arrives_whole_and_says_its_length() {
+        let server = server(Duration::from_secs(5)).await;
+        let request = b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let answer = exchange(&server, request).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("content-length: {BIG}")), "{head}");
+        assert_eq!(body.len(), BIG);
+    }
+
+    #[tokio::test]
+    async fn a_stop_finishes_what_is_in_flight() {
+        let server = server(Duration::from_secs(5)).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        server.stop.send(()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("slow"), "{answer}");
+        assert!(server.done.await.unwrap());
+        assert!(TcpStream::connect(server.address).await.is_err());
+    }
 }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use auth::ApiKeys;
 use axum::Router;
@@ -33,6 +33,7 @@ use axum::routing::{get, post};
 pub use error::{ApiError, ErrorCode};
 use futures_util::FutureExt;
 pub use listener::{ListenerSettings, serve};
+use tokio::sync::Semaphore;
 
 use crate::engine::EngineInfo;
 use crate::processor::PixelOptions;
@@ -111,7 +112,8 @@ impl Served {
         match model {
             Some(model) if !self.names.iter().any(|name| name == model) => {
                 let message = format!(
-                    "the model {model:?} is not served here; served is {}",
+                    "the model {} is not served here; served is {}",
+                    fields::quoted(model),
                     self.names.join(", ")
                 );
                 Err(ApiError::at(ErrorCode::ModelNotFound, "model", message))
@@ -127,15 +129,19 @@ pub struct ApiState {
     settings: Arc<ApiSettings>,
     served: Arc<OnceLock<Served>>,
     draining: Arc<AtomicBool>,
+    /// Permits for reading and writing JSON of megabytes: one for each core.
+    workers: Arc<Semaphore>,
 }
 
 impl ApiState {
     /// A state without a model.
     pub fn new(settings: ApiSettings) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         ApiState {
             settings: Arc::new(settings),
             served: Arc::default(),
             draining: Arc::default(),
+            workers: Arc::new(Semaphore::new(cores)),
         }
     }
 
@@ -148,10 +154,6 @@ impl ApiState {
     /// Readiness goes off; requests are still served.
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
-    }
-
-    fn is_loaded(&self) -> bool {
-        self.served.get().is_some()
     }
 
     fn is_draining(&self) -> bool {
@@ -203,8 +205,9 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     )
 }
 
-/// Gives every answer its request's id, and a panicking handler's client an answer.
+/// Gives every answer its request's id and the time it took, and a panicking handler's client an answer.
 async fn identify(request: Request, next: Next) -> Response {
+    let started = Instant::now();
     let given = request.headers().get("x-request-id").filter(|id| {
         let bytes = id.as_bytes();
         !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(u8::is_ascii_graphic)
@@ -212,13 +215,18 @@ async fn identify(request: Request, next: Next) -> Response {
     let id = given
         .cloned()
         .or_else(|| HeaderValue::from_str(&format!("req-{}", uuid::Uuid::new_v4().simple())).ok());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = answered.unwrap_or_else(|_| {
         tracing::error!("a handler panicked");
         ApiError::new(ErrorCode::InternalError, "the request failed").into_response()
     });
+    let elapsed_ms = started.elapsed().as_millis() as u64;
+    tracing::debug!(%method, %path, ?id, status = response.status().as_u16(), elapsed_ms, "answered");
+    let headers = response.headers_mut();
+    headers.insert("openai-processing-ms", HeaderValue::from(elapsed_ms));
     if let Some(id) = id {
-        response.headers_mut().insert("x-request-id", id);
+        headers.insert("x-request-id", id);
     }
     response
 }

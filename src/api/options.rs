@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
-use super::fields::{Fields, object, path, shown, string};
+use super::fields::{Fields, object, path, quoted, shown, string};
 use crate::processor::{ContextLimit, PixelOptions, Truncation};
 use crate::vectors::{self, Quantization};
 
@@ -42,8 +42,11 @@ const OTHER: &[&str] = &[
     "user",
     "request_id",
 ];
-/// Most pixels any pixel option may name: far above what is decoded, low enough that products stay exact.
-const MOST_PIXELS: u64 = 1 << 40;
+/// Pixels one token of a picture stands for: 32 x 32. A picture of more pixels than the context has tokens for is refused in the end,
+/// so asking for one is refused at once, before a small file is blown up to it.
+const PIXELS_PER_TOKEN: u64 = 1024;
+/// Most pixels of a whole video: far above what any video keeps, low enough that products stay exact.
+const MOST_TOTAL_PIXELS: u64 = 1 << 40;
 /// Most frames a second.
 const MOST_FPS: f64 = 1000.0;
 
@@ -110,11 +113,24 @@ pub(super) fn parse(
         .filter(|key| !known.iter().any(|list| list.contains(&key.as_str())))
         .cloned();
     let (quantizations, by_type) = quantizations(body)?;
+    let encoding = encoding(body)?;
+    if encoding == Encoding::Bytes && by_type {
+        let message = "encoding_format is \"bytes\", which has room for one embedding type: give a name, not a list";
+        return Err(ApiError::invalid("encoding_format", message));
+    }
+    let raw = body.boolean(&["raw"])?.unwrap_or(false);
+    let instruction = instruction(body, settings)?;
+    if raw && instruction.is_some() {
+        return Err(instruction_in_raw(
+            body,
+            &[INSTRUCTION, INSTRUCTION_NAME].concat(),
+        ));
+    }
     body.string(&["user"])?;
     body.string(&["request_id"])?;
     choice(body, "priority", &["interactive", "bulk"])?;
     let mut pixels = settings.pixels;
-    if let Some((at, kwargs)) = body.first(&["mm_processor_kwargs"]) {
+    if let Some((at, kwargs)) = body.get("mm_processor_kwargs") {
         let kwargs = object(&at, kwargs)?;
         kwargs.only(&[&PIXEL_FIELDS[..4]])?;
         pixels = pixel_options(kwargs, pixels, settings)?;
@@ -124,13 +140,13 @@ pub(super) fn parse(
         dimensions: dimensions(body, hidden_size)?,
         normalize: body.boolean(NORMALIZE)?.unwrap_or(true),
         partial: choice(body, "on_error", &["fail", "partial"])? == Some("partial"),
-        encoding: encoding(body)?,
+        encoding,
         quantizations,
         by_type,
         item: ItemOptions {
-            instruction: instruction(body, settings)?,
+            instruction,
             pixels: pixel_options(body, pixels, settings)?,
-            raw: body.boolean(&["raw"])?.unwrap_or(false),
+            raw,
             limit: limit(body, settings)?,
         },
         ignored: ignored.collect(),
@@ -146,7 +162,8 @@ pub(super) fn pixel_options(
     inherited: PixelOptions,
     settings: &ApiSettings,
 ) -> Result<PixelOptions, ApiError> {
-    let pixels = |name: &str| fields.integer(&[name], (1, MOST_PIXELS));
+    let most = settings.max_input_tokens as u64 * PIXELS_PER_TOKEN;
+    let pixels = |name: &str| fields.integer(&[name], (1, most));
     let max_frames = fields.integer(&["max_frames"], (1, settings.max_frames as u64))?;
     let options = PixelOptions {
         min_pixels: pixels("min_pixels")?.unwrap_or(inherited.min_pixels),
@@ -155,7 +172,9 @@ pub(super) fn pixel_options(
             .positive(&["fps"], MOST_FPS)?
             .unwrap_or(inherited.fps),
         max_frames: max_frames.map_or(inherited.max_frames, |frames| frames as usize),
-        total_pixels: pixels("total_pixels")?.or(inherited.total_pixels),
+        total_pixels: fields
+            .integer(&["total_pixels"], (1, MOST_TOTAL_PIXELS))?
+            .or(inherited.total_pixels),
     };
     if options.min_pixels > options.max_pixels {
         let at = path(fields.at, "min_pixels");
@@ -176,7 +195,7 @@ pub(super) fn instruction(
     if let Some(instruction) = fields.string(INSTRUCTION)? {
         return Ok(Some(instruction.to_owned()));
     }
-    let Some((at, value)) = fields.first(INSTRUCTION_NAME) else {
+    let Some((at, value)) = fields.one_of(INSTRUCTION_NAME)? else {
         return Ok(None);
     };
     let name = string(&at, value)?;
@@ -186,14 +205,27 @@ pub(super) fn instruction(
             let known: Vec<&str> = settings.instructions.keys().map(String::as_str).collect();
             Err(ApiError::invalid(
                 &at,
-                format!("{at} is {name:?}, this server knows {}", known.join(", ")),
+                format!(
+                    "{at} is {}, this server knows {}",
+                    quoted(name),
+                    known.join(", ")
+                ),
             ))
         }
     }
 }
 
+/// The refusal of an instruction that would be dropped, for without a template there is no place for it.
+pub(super) fn instruction_in_raw(fields: Fields<'_>, names: &[&str]) -> ApiError {
+    let given = names.iter().find_map(|name| fields.get(name));
+    let at = given.map_or_else(|| path(fields.at, "instruction"), |(at, _)| at);
+    let message =
+        format!("{at} cannot stand beside raw: without a template there is no place for it");
+    ApiError::invalid(at, message)
+}
+
 fn dimensions(body: Fields<'_>, hidden_size: usize) -> Result<Option<usize>, ApiError> {
-    let Some((at, value)) = body.first(DIMENSIONS) else {
+    let Some((at, value)) = body.one_of(DIMENSIONS)? else {
         return Ok(None);
     };
     let wrong = |message: String| ApiError::at(ErrorCode::InvalidDimensions, "dimensions", message);
@@ -226,25 +258,30 @@ fn choice<'a>(body: Fields<'a>, field: &str, words: &[&str]) -> Result<Option<&'
     let at = path(body.at, field);
     Err(ApiError::invalid(
         &at,
-        format!("{at} is {word:?}, it must be one of {}", words.join(", ")),
+        format!(
+            "{at} is {}, it must be one of {}",
+            quoted(word),
+            words.join(", ")
+        ),
     ))
 }
 
 fn encoding(body: Fields<'_>) -> Result<Encoding, ApiError> {
-    if choice(body, "output_encoding", &["base64"])?.is_some() {
-        return Ok(Encoding::TypedBase64);
+    let typed = choice(body, "output_encoding", &["base64"])?.is_some();
+    match choice(body, "encoding_format", &["float", "base64", "bytes"])? {
+        Some("bytes") if typed => {
+            let message = "encoding_format is \"bytes\", so output_encoding has nothing to encode";
+            Err(ApiError::invalid("output_encoding", message))
+        }
+        Some("bytes") => Ok(Encoding::Bytes),
+        _ if typed => Ok(Encoding::TypedBase64),
+        Some("base64") => Ok(Encoding::FloatBase64),
+        _ => Ok(Encoding::Numbers),
     }
-    Ok(
-        match choice(body, "encoding_format", &["float", "base64", "bytes"])? {
-            Some("bytes") => Encoding::Bytes,
-            Some("base64") => Encoding::FloatBase64,
-            _ => Encoding::Numbers,
-        },
-    )
 }
 
 fn quantizations(body: Fields<'_>) -> Result<(Vec<Quantization>, bool), ApiError> {
-    let Some((at, value)) = body.first(EMBEDDING_TYPE) else {
+    let Some((at, value)) = body.one_of(EMBEDDING_TYPE)? else {
         return Ok((vec![Quantization::Float], false));
     };
     let one = |at: &str, value: &Value| {
@@ -253,7 +290,11 @@ fn quantizations(body: Fields<'_>) -> Result<(Vec<Quantization>, bool), ApiError
             let known: Vec<&str> = Quantization::NAMES.iter().map(|(name, _)| *name).collect();
             ApiError::invalid(
                 at,
-                format!("{at} is {name:?}, it must be one of {}", known.join(", ")),
+                format!(
+                    "{at} is {}, it must be one of {}",
+                    quoted(name),
+                    known.join(", ")
+                ),
             )
         })
     };
@@ -295,8 +336,8 @@ fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiEr
         Some("left") => Truncation::Start,
         _ => Truncation::End,
     };
-    let truncation = match body.first(&["truncate"]) {
-        None if body.first(&MAX_TOKENS[..1]).is_some() => side,
+    let truncation = match body.get("truncate") {
+        None if body.get(MAX_TOKENS[0]).is_some() => side,
         None | Some((_, Value::Bool(false))) => Truncation::None,
         Some((_, Value::Bool(true))) => side,
         Some((at, value)) => match string(&at, value)? {
@@ -306,7 +347,8 @@ fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiEr
             "REFERENCE" => Truncation::Reference,
             other => {
                 let message = format!(
-                    "{at} is {other:?}, it must be true, false, NONE, START, END or REFERENCE"
+                    "{at} is {}, it must be true, false, NONE, START, END or REFERENCE",
+                    quoted(other)
                 );
                 return Err(ApiError::invalid(at, message));
             }

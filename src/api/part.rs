@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode, media_error};
-use super::fields::{Fields, object, path, shown, string};
+use super::fields::{Fields, object, path, quoted, shown, string};
 use super::options::{ITEM_FIELDS, PIXEL_FIELDS, pixel_options};
 use crate::media::MediaSource;
 use crate::processor::PixelOptions;
@@ -79,7 +79,7 @@ fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<Inpu
             let known = "text, image_url, image, image_base64, input_image, video_url, video, video_base64, input_video";
             return Err(ApiError::invalid(
                 &at,
-                format!("{at} is {other:?}, it must be one of {known}"),
+                format!("{at} is {}, it must be one of {known}", quoted(other)),
             ));
         }
     };
@@ -89,7 +89,7 @@ fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<Inpu
         fields.only(&[&["type", "detail", field], PIXEL_FIELDS, more])?;
     }
     let at = path(fields.at, field);
-    let Some((_, value)) = fields.first(&[field]) else {
+    let Some((_, value)) = fields.get(field) else {
         return Err(ApiError::invalid(
             &at,
             format!("{at} is missing, a part of type {kind} needs it"),
@@ -172,7 +172,7 @@ fn video(at: String, value: &Value, context: Context<'_>) -> Result<InputPart, A
         Value::Array(list) => frames(at, list, LIST_FPS, context),
         Value::Object(_) => {
             let fields = object(&at, value)?;
-            let Some((frames_at, list)) = fields.first(&["frames"]) else {
+            let Some((frames_at, list)) = fields.get("frames") else {
                 let url = url_of(&at, value, &["url"])?;
                 return file(at.clone(), url, context);
             };
@@ -197,7 +197,6 @@ fn frames(
     fps: f64,
     context: Context<'_>,
 ) -> Result<InputPart, ApiError> {
-    let most = context.settings.max_frames;
     if list.is_empty() {
         return Err(ApiError::at(
             ErrorCode::InvalidVideo,
@@ -205,10 +204,7 @@ fn frames(
             format!("{at} is a video without frames"),
         ));
     }
-    if list.len() > most {
-        let message = format!("{at} has {} frames, the limit is {most}", list.len());
-        return Err(ApiError::at(ErrorCode::MediaTooLarge, &at, message));
-    }
+    check_count(&at, list, context.settings)?;
     let read = |(i, frame): (usize, &Value)| {
         let at = format!("{at}[{i}]");
         source(
@@ -228,6 +224,15 @@ fn frames(
     })
 }
 
+fn check_count(at: &str, list: &[Value], settings: &ApiSettings) -> Result<(), ApiError> {
+    let most = settings.max_frames;
+    if list.len() <= most {
+        return Ok(());
+    }
+    let message = format!("{at} has {} frames, the limit is {most}", list.len());
+    Err(ApiError::at(ErrorCode::MediaTooLarge, at, message))
+}
+
 /// The `video` of an object: one video or several.
 ///
 /// A list of strings is the frames of one video, unless every string is a video file itself; a list of lists or objects is a list of
@@ -240,6 +245,8 @@ pub(super) fn videos(
     let Value::Array(list) = value else {
         return Ok(vec![video(at.to_owned(), value, context)?]);
     };
+    // Before anything is looked into: looking into it decodes its base64.
+    check_count(at, list, context.settings)?;
     let strings = list.iter().all(Value::is_string);
     let files = list
         .iter()

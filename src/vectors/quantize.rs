@@ -100,6 +100,16 @@ impl Values {
         }
     }
 
+    /// Whether every number is finite: half precision ends at 65504, which a vector that was not normalised may exceed.
+    pub fn is_finite(&self) -> bool {
+        match self {
+            Values::Float(values) => values.iter().all(|value| value.is_finite()),
+            Values::Float16(values) => values.iter().all(|value| value.is_finite()),
+            Values::Bfloat16(values) => values.iter().all(|value| value.is_finite()),
+            Values::Int8 { .. } | Values::Uint8 { .. } => true,
+        }
+    }
+
     /// What one step of an integer is worth, where that means something.
     pub fn scale(&self) -> Option<f32> {
         match self {
@@ -193,6 +203,13 @@ mod tests {
             panic!()
         };
         assert_eq!(values, [0b1010_0111_u8 as i16 - 128, 0].map(|v| v as i8));
+    }
+
+    #[test]
+    fn what_half_precision_cannot_hold_is_noticed() {
+        let vector = [70_000.0, 1.0];
+        assert!(!quantize(&vector, Quantization::Float16).is_finite());
+        assert!(quantize(&vector, Quantization::Bfloat16).is_finite());
     }
 
     #[test]
