@@ -14,6 +14,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use crate::media::MediaError;
 
 /// How often an ending child is looked at.
@@ -42,21 +44,51 @@ pub(super) enum Ended<T> {
 }
 
 /// Kills and reaps its child when dropped, whatever happened before.
-struct Guarded(Mutex<Child>);
+struct Guarded(Mutex<Watched>);
+
+struct Watched {
+    child: Child,
+    /// Once reaped, the child's id may be another's and must not be killed.
+    reaped: bool,
+}
 
 impl Guarded {
-    fn lock(&self) -> MutexGuard<'_, Child> {
+    fn new(child: Child) -> Self {
+        Self(Mutex::new(Watched {
+            child,
+            reaped: false,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watched> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kills the child and whatever it started.
+    fn kill(&self) {
+        let watched = self.lock();
+        // The child leads a group of its own, so the group has its id.
+        let group = Pid::from_raw(watched.child.id().cast_signed());
+        if let Some(group) = group.filter(|_| !watched.reaped) {
+            // An error means that all of it is gone already.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 
     /// Waits until the child has exited or the deadline has passed, when it is killed.
     fn wait(&self, deadline: Instant) -> io::Result<bool> {
         loop {
-            if let Some(status) = self.lock().try_wait()? {
+            let status = {
+                let mut watched = self.lock();
+                let status = watched.child.try_wait()?;
+                watched.reaped = status.is_some();
+                status
+            };
+            if let Some(status) = status {
                 return Ok(status.success());
             }
             if Instant::now() >= deadline {
-                self.lock().kill()?;
+                self.kill();
             }
             std::thread::sleep(POLL);
         }
@@ -65,10 +97,9 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        let mut child = self.lock();
-        // An error means it has exited already, and then waiting returns at once.
-        let _ = child.kill();
-        let _ = child.wait();
+        self.kill();
+        // Returns at once when it has been reaped.
+        let _ = self.lock().child.wait();
     }
 }
 
@@ -96,7 +127,7 @@ pub(super) fn run<T>(
         .spawn()
         .map_err(MediaError::Internal)?;
     let stdout = child.stdout.take();
-    let child = Guarded(Mutex::new(child));
+    let child = Guarded::new(child);
     let mut stdout =
         stdout.ok_or_else(|| MediaError::Internal(io::ErrorKind::BrokenPipe.into()))?;
 
@@ -108,8 +139,7 @@ pub(super) fn run<T>(
             let left = deadline.saturating_duration_since(Instant::now());
             let late = watched.recv_timeout(left) == Err(RecvTimeoutError::Timeout);
             if late {
-                // An error means it has exited already.
-                let _ = guarded.lock().kill();
+                guarded.kill();
             }
             late
         });
@@ -209,11 +239,12 @@ mod tests {
 
     #[test]
     fn a_child_that_hangs_is_killed_at_the_deadline() {
-        // With its output open, with its output closed, and writing without end.
+        // With its output open, with its output closed, and with a process of its own that holds the output.
         for script in [
             "exec /bin/sleep 60",
             "exec >&-; exec /bin/sleep 60",
-            "while :; do echo xxxxxxxxxxxxxxxxxxxxxx; done | /bin/cat >/dev/null",
+            "/bin/sleep 60 & wait",
+            "/bin/sleep 60 & exit",
         ] {
             let began = Instant::now();
             let ended = sh(script, &input(""), Duration::from_millis(200)).unwrap();

@@ -21,7 +21,7 @@ pub(super) fn args(container: Container) -> Vec<String> {
             "-select_streams",
             "V:0",
             "-show_entries",
-            "packet=flags:stream=codec_name,width,height,avg_frame_rate,duration,nb_frames:stream_tags=rotate:stream_side_data=rotation:format=duration",
+            "packet=flags:stream=codec_name,width,height,avg_frame_rate,duration,nb_frames:stream_side_data=rotation:format=duration",
             "-of",
             "json=compact=1",
         ]
