@@ -310,3 +310,6 @@ fn processor_code(error: &ProcessorError, video: bool) -> ErrorCode {
 pub(super) fn media_error(at: &str, error: &MediaError) -> ApiError {
     ApiError::at(media_code(error), at, format!("{at}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

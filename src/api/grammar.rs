@@ -71,7 +71,7 @@ impl Parser<'_> {
             // A bare list of numbers is one sequence of token ids, a bare list of messages one conversation.
             Some(Value::Number(_)) => Ok(vec![self.item(at, input)?]),
             Some(first) if is_message(first) => Ok(vec![self.item(at, input)?]),
-            Some(_) => self.items(at, items),
+            Some(_) => self.items(at, items, Self::item),
         }
     }
 
@@ -79,13 +79,18 @@ impl Parser<'_> {
     fn messages(&self, at: &str, messages: &Value) -> Result<Vec<Item>, ApiError> {
         match messages {
             Value::Array(items) if matches!(items.first(), Some(Value::Array(_))) => {
-                self.items(at, items)
+                self.items(at, items, Self::conversation)
             }
             _ => Ok(vec![self.conversation(at, messages)?]),
         }
     }
 
-    fn items(&self, at: &str, items: &[Value]) -> Result<Vec<Item>, ApiError> {
+    fn items(
+        &self,
+        at: &str,
+        items: &[Value],
+        read: fn(&Self, &str, &Value) -> Result<Item, ApiError>,
+    ) -> Result<Vec<Item>, ApiError> {
         let most = self.settings.max_inputs;
         if items.len() > most {
             let message = format!("{at} has {} inputs, the limit is {most}", items.len());
@@ -94,7 +99,7 @@ impl Parser<'_> {
         items
             .iter()
             .enumerate()
-            .map(|(i, item)| self.item(&format!("{at}[{i}]"), item))
+            .map(|(i, item)| read(self, &format!("{at}[{i}]"), item))
             .collect()
     }
 

@@ -74,6 +74,11 @@ fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<Inpu
         "text" | "image_url" | "image" | "image_base64" | "video_url" | "video"
         | "video_base64" | "input_video" => kind,
         "input_image" => "image_url",
+        "input_audio" | "audio_url" | "audio" | "input_file" | "file" => {
+            let at = path(fields.at, "type");
+            let message = format!("{at} is {kind:?}, this model embeds text, images and videos");
+            return Err(ApiError::at(ErrorCode::UnsupportedMedia, at, message));
+        }
         other => {
             let at = path(fields.at, "type");
             let known = "text, image_url, image, image_base64, input_image, video_url, video, video_base64, input_video";
