@@ -4,6 +4,7 @@
 //! qwen-vl-utils 0.0.14 `vision_process.py`.
 
 use super::ProcessorError;
+use super::resize::fused;
 
 /// One side may be this many times the other.
 pub(crate) const MAX_ASPECT_RATIO: u32 = 200;
@@ -107,7 +108,8 @@ pub(crate) fn sample_file(
         .collect())
 }
 
-/// `torch.linspace(0, last, count)` in f32: from both ends towards the middle.
+/// `torch.linspace(0, last, count)` in f32: from both ends towards the middle, the second half rounded once, as torch's build fuses
+/// it. Rounding twice takes another frame in one of a hundred long videos.
 fn linspace(last: u64, count: u64) -> impl Iterator<Item = f32> {
     let last = last as f32;
     let step = last / (count - 1) as f32;
@@ -115,7 +117,7 @@ fn linspace(last: u64, count: u64) -> impl Iterator<Item = f32> {
         if i < count / 2 {
             step * i as f32
         } else {
-            last - step * (count - 1 - i) as f32
+            fused(-step, (count - 1 - i) as f32, last)
         }
     })
 }
@@ -182,6 +184,13 @@ mod tests {
     }
 
     #[test]
+    fn many_frames_of_a_long_file_are_rounded_as_torch_rounds_them() {
+        // torch.linspace(0, 34081, 606).round()[453]; with a second rounding it would be 25518.
+        let indices = sample_file(34_082, 25.0, (25.0, 606)).unwrap();
+        assert_eq!(indices[453], 25_519);
+    }
+
+    #[test]
     fn a_long_list_is_thinned_towards_zero() {
         assert_eq!(sample_list(7, 4), [0, 2, 4, 6]);
         assert_eq!(sample_list(6, 4), [0, 1, 3, 5]);
@@ -205,7 +214,7 @@ mod tests {
         #[test]
         fn sampled_frames_ascend_and_exist(total in 2_u64..100_000, video_fps in 1.0_f64..120.0, fps in 0.01_f64..60.0, max in 2_usize..800) {
             let indices = sample_file(total, video_fps, (fps, max)).unwrap();
-            prop_assert!(indices.len() % 2 == 0 && indices.len() <= max.max(2));
+            prop_assert!(indices.len().is_multiple_of(2) && indices.len() <= max.max(2));
             prop_assert!(indices.is_sorted() && *indices.last().unwrap() < total);
         }
     }
