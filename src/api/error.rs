@@ -300,7 +300,7 @@ fn processor_code(error: &ProcessorError, video: bool) -> ErrorCode {
         | ProcessorError::TooFewPixels { .. }
         | ProcessorError::TooFewFrames { .. }
         | ProcessorError::FrameSizes { .. } => ErrorCode::InvalidVideo,
-        ProcessorError::TokenId { .. } => ErrorCode::InvalidValue,
+        ProcessorError::TokenId { .. } | ProcessorError::Empty => ErrorCode::InvalidValue,
         ProcessorError::TooLong { .. } => ErrorCode::ContextLengthExceeded,
         ProcessorError::Tokenizer { .. } => ErrorCode::InternalError,
     }

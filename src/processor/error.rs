@@ -26,9 +26,9 @@ pub enum ProcessorError {
         max_pixels: u64,
     },
     /// Fewer frames than one pair.
-    #[error("the video has {frames} frames, at least {minimum} are needed")]
+    #[error("the video gives {frames} frames, at least {minimum} are needed")]
     TooFewFrames {
-        /// What was found.
+        /// What it has, or what sampling leaves of it.
         frames: u64,
         /// What is needed.
         minimum: u64,
@@ -60,15 +60,23 @@ pub enum ProcessorError {
         reason: String,
     },
     /// More tokens than the context has, and truncation off or unable to help.
-    #[error("the input has {tokens} tokens ({media_tokens} of them media), the limit is {limit}")]
+    #[error(
+        "the input has {}{tokens} tokens ({media_tokens} of them media), the limit is {limit}",
+        if *at_least { "at least " } else { "" }
+    )]
     TooLong {
         /// All tokens of the input.
         tokens: usize,
+        /// Whether counting stopped early: there may be more.
+        at_least: bool,
         /// Those that cannot be cut because they are media.
         media_tokens: usize,
         /// The limit.
         limit: usize,
     },
+    /// No token at all: an empty text without template, where the tokenizer adds none.
+    #[error("the input has no tokens")]
+    Empty,
     /// The checkpoint's tokenizer is not usable.
     #[error("tokenizer.json: {reason}")]
     Tokenizer {

@@ -6,12 +6,16 @@
 
 mod draft;
 pub mod error;
-mod instruction;
+mod linear_split;
+mod overflow;
 mod patches;
 mod positions;
 mod resize;
 mod smart_resize;
 mod template;
+#[cfg(test)]
+mod tests;
+mod text_tokenizer;
 
 pub use error::ProcessorError;
 
@@ -226,9 +230,22 @@ impl Processor {
         fps: f64,
         options: &PixelOptions,
     ) -> Result<VideoPatches, ProcessorError> {
+        // Other frames than were asked for would get wrong times.
+        if frames.len() != indices.len() {
+            return Err(ProcessorError::TooFewFrames {
+                frames: frames.len() as u64,
+                minimum: indices.len() as u64,
+            });
+        }
         let total = options.total_pixels.unwrap_or(FILE_TOTAL_PIXELS);
-        let frames: Vec<&RgbImage> = frames.iter().collect();
-        patches::video(&frames, total, &times(indices, fps))
+        let mut frames: Vec<&RgbImage> = frames.iter().collect();
+        let mut times = times(indices, fps);
+        // Sampling gives whole pairs. Should a caller not: the last frame counts twice, at the same time.
+        if frames.len() % 2 == 1 {
+            frames.extend(frames.last().copied());
+            times.extend(times.last().copied());
+        }
+        patches::video(&frames, total, &times)
     }
 
     /// Resizes and patches a frame list, already subsampled by [`Self::sample_list`], shown at `fps` frames per second.
@@ -255,10 +272,18 @@ impl Processor {
         patches::video(&all, total, &times(&indices, fps))
     }
 
+    /// The prompt as a person reads it: placeholders not expanded, without the post-processor's tokens.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Tokenizer`] when token ids of it cannot be decoded.
+    pub fn render(&self, prompt: &Prompt) -> Result<String, ProcessorError> {
+        self.template.render(prompt)
+    }
+
     /// Renders, tokenises and positions one input.
     ///
     /// # Errors
-    /// [`ProcessorError::TooLong`], [`ProcessorError::TokenId`].
+    /// [`ProcessorError::TooLong`], [`ProcessorError::TokenId`], [`ProcessorError::Empty`].
     pub fn prepare(
         &self,
         prompt: &Prompt,

@@ -4,6 +4,7 @@
 //! qwen-vl-utils 0.0.14 `vision_process.py`.
 
 use super::ProcessorError;
+use super::resize::fused;
 
 /// One side may be this many times the other.
 pub(crate) const MAX_ASPECT_RATIO: u32 = 200;
@@ -107,7 +108,8 @@ pub(crate) fn sample_file(
         .collect())
 }
 
-/// `torch.linspace(0, last, count)` in f32: from both ends towards the middle.
+/// `torch.linspace(0, last, count)` in f32: from both ends towards the middle, the second half rounded once, as torch's build fuses
+/// it. Rounding twice takes another frame in one of a hundred long videos.
 fn linspace(last: u64, count: u64) -> impl Iterator<Item = f32> {
     let last = last as f32;
     let step = last / (count - 1) as f32;
@@ -115,7 +117,7 @@ fn linspace(last: u64, count: u64) -> impl Iterator<Item = f32> {
         if i < count / 2 {
             step * i as f32
         } else {
-            last - step * (count - 1 - i) as f32
+            fused(-step, (count - 1 - i) as f32, last)
         }
     })
 }
@@ -182,6 +184,13 @@ mod tests {
     }
 
     #[test]
+    fn many_frames_of_a_long_file_are_rounded_as_torch_rounds_them() {
+        // torch.linspace(0, 34081, 606).round()[453]; with a second rounding it would be 25518.
+        let indices = sample_file(34_082, 25.0, (25.0, 606)).unwrap();
+        assert_eq!(indices[453], 25_519);
+    }
+
+    #[test]
     fn a_long_list_is_thinned_towards_zero() {
         assert_eq!(sample_list(7, 4), [0, 2, 4, 6]);
         assert_eq!(sample_list(6, 4), [0, 1, 3, 5]);
@@ -194,7 +203,7 @@ mod tests {
         fn a_resized_image_is_whole_patches_within_bounds(w in 1_u32..20_000, h in 1_u32..20_000) {
             match smart_resize((w, h), 32, IMAGE) {
                 Ok((nw, nh)) => {
-                    prop_assert!(nw.is_multiple_of(32) && nh.is_multiple_of(32) && nw > 0 && nh > 0);
+                    prop_assert!(nw % 32 == 0 && nh % 32 == 0 && nw > 0 && nh > 0);
                     let area = f64::from(nw) * f64::from(nh);
                     prop_assert!((IMAGE.0..=IMAGE.1).contains(&area), "{} x {}", nw, nh);
                 }

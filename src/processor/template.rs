@@ -4,36 +4,34 @@
 //! tokenised on its own. Here those stretches are tokenised directly, with special tokens off, and the special tokens are put in as
 //! ids: the same ids, and nothing a user writes can become a token of the template.
 
-use tokenizers::{Encoding, PostProcessor, Tokenizer};
+use unicode_general_category::{GeneralCategory, get_general_category};
 
-use super::draft::{Draft, Span};
-use super::instruction::instruction;
+use super::draft::Draft;
+use super::overflow::{Side, end_of};
 use super::positions::Positions;
+use super::text_tokenizer::TextTokenizer;
 use super::{
     ContextLimit, Prepared, ProcessorError, Prompt, PromptPart, Truncation, VideoPatches,
     VisionTokenIds,
 };
 use crate::model::{GridThw, Sequence};
 
+/// Source: the default of the official embedding script.
+pub(crate) const DEFAULT_INSTRUCTION: &str = "Represent the user's input.";
 /// What the reference embeds for an input without any part.
 const NO_PART: &str = "NULL";
-/// Unicode composition (NFC) makes a text at most this much shorter in bytes: three conjoining jamo of three bytes each become one
-/// syllable of three, and a letter with several marks less than four times.
-const MAX_COMPOSITION: usize = 4;
 
-/// A tokenizer and the ids of the template's own tokens.
+/// A tokenizer and the template around what it encodes.
 #[derive(Debug)]
 pub(super) struct Template {
-    tokenizer: Tokenizer,
-    vision: VisionTokenIds,
-    im_start: u32,
-    im_end: u32,
-    /// Ids of all special tokens, ascending.
-    special: Vec<u32>,
-    /// Ids the model has.
-    vocabulary: u32,
-    /// Bytes of the longest token.
-    longest_token: usize,
+    tokenizer: TextTokenizer,
+}
+
+/// What a placeholder stands for.
+#[derive(Clone, Copy)]
+enum Modality {
+    Image,
+    Video,
 }
 
 impl Template {
@@ -41,70 +39,8 @@ impl Template {
         tokenizer_json: &[u8],
         vision: VisionTokenIds,
     ) -> Result<Self, ProcessorError> {
-        let refuse = |reason: String| ProcessorError::Tokenizer { reason };
-        let mut tokenizer =
-            Tokenizer::from_bytes(tokenizer_json).map_err(|error| refuse(error.to_string()))?;
-        tokenizer.set_encode_special_tokens(true);
-        tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| refuse(error.to_string()))?;
-        for (field, id, content) in [
-            ("image_token_id", vision.image_token_id, "<|image_pad|>"),
-            ("video_token_id", vision.video_token_id, "<|video_pad|>"),
-            (
-                "vision_start_token_id",
-                vision.vision_start_token_id,
-                "<|vision_start|>",
-            ),
-            (
-                "vision_end_token_id",
-                vision.vision_end_token_id,
-                "<|vision_end|>",
-            ),
-        ] {
-            let found = tokenizer.token_to_id(content);
-            if found != Some(id) {
-                return Err(refuse(format!(
-                    "{content} has the id {found:?}, config.json says {field} is {id}"
-                )));
-            }
-        }
-        let find = |content: &str| {
-            tokenizer
-                .token_to_id(content)
-                .ok_or_else(|| refuse(format!("it has no token {content}")))
-        };
-        let (im_start, im_end) = (find("<|im_start|>")?, find("<|im_end|>")?);
-        let added = tokenizer.get_added_tokens_decoder();
-        let special = added
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(&id, _)| id)
-            .collect();
-        let vocabulary = tokenizer.get_vocab(true);
-        let longest_token = vocabulary
-            .keys()
-            .map(|token| token.chars().count())
-            .max()
-            .unwrap_or(1);
-        let vocabulary = vocabulary.values().max().map_or(0, |id| id + 1);
-        if vocabulary as usize > vision.vocab_size {
-            let reason = format!(
-                "it has {vocabulary} ids, config.json says vocab_size is {}",
-                vision.vocab_size
-            );
-            return Err(refuse(reason));
-        }
-        Ok(Template {
-            tokenizer,
-            vision,
-            im_start,
-            im_end,
-            special,
-            vocabulary,
-            longest_token,
-        })
+        let tokenizer = TextTokenizer::new(tokenizer_json, vision)?;
+        Ok(Template { tokenizer })
     }
 
     pub(super) fn prepare(
@@ -113,15 +49,16 @@ impl Template {
         limit: ContextLimit,
     ) -> Result<Prepared, ProcessorError> {
         let mut draft = Draft::default();
+        let ids = self.tokenizer.ids();
         if !prompt.raw {
-            self.special(&mut draft, self.im_start)?;
+            self.special(&mut draft, ids.im_start, limit)?;
             draft.text.push_str("system\n");
             draft
                 .text
                 .push_str(&instruction(prompt.instruction.as_deref()));
-            self.special(&mut draft, self.im_end)?;
+            self.special(&mut draft, ids.im_end, limit)?;
             draft.text.push('\n');
-            self.special(&mut draft, self.im_start)?;
+            self.special(&mut draft, ids.im_start, limit)?;
             draft.text.push_str("user\n");
         }
         if prompt.parts.is_empty() {
@@ -131,31 +68,88 @@ impl Template {
             self.part(&mut draft, part, limit)?;
         }
         if !prompt.raw {
-            self.special(&mut draft, self.im_end)?;
+            self.special(&mut draft, ids.im_end, limit)?;
             draft.text.push('\n');
-            self.special(&mut draft, self.im_start)?;
+            self.special(&mut draft, ids.im_start, limit)?;
             draft.text.push_str("assistant\n");
         }
-        self.flush(&mut draft)?;
-        let truncated = self.truncate(&mut draft, limit)?;
-        let media = prompt.parts.iter().filter_map(|part| match part {
-            PromptPart::Image(patches) => Some(patches.clone()),
-            PromptPart::Video(video) => Some(video.patches.clone()),
-            PromptPart::Text(_) | PromptPart::TokenIds(_) => None,
-        });
-        let (ids, spans) = self.post_process(draft.ids, draft.spans)?;
-        let vision_rows: Vec<u32> = spans
+        self.flush(&mut draft, limit)?;
+        let added = self.tokenizer.added_tokens();
+        let truncated = draft.truncate(added, limit)? || draft.clipped;
+        self.finish(prompt, draft, truncated)
+    }
+
+    /// The prompt as a person reads it: one placeholder for each image or video, nothing of the post-processor.
+    pub(super) fn render(&self, prompt: &Prompt) -> Result<String, ProcessorError> {
+        let mut parts = String::new();
+        if prompt.parts.is_empty() {
+            parts.push_str(NO_PART);
+        }
+        for part in &prompt.parts {
+            match part {
+                PromptPart::Text(text) => parts.push_str(text),
+                PromptPart::TokenIds(ids) => parts.push_str(&self.tokenizer.decode(ids)?),
+                PromptPart::Image(_) => {
+                    parts.push_str("<|vision_start|><|image_pad|><|vision_end|>")
+                }
+                PromptPart::Video(_) => {
+                    parts.push_str("<|vision_start|><|video_pad|><|vision_end|>")
+                }
+            }
+        }
+        if prompt.raw {
+            return Ok(parts);
+        }
+        let instruction = instruction(prompt.instruction.as_deref());
+        Ok(format!(
+            "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{parts}<|im_end|>\n<|im_start|>assistant\n"
+        ))
+    }
+
+    /// Post-processes, checks and positions a draft that fits.
+    fn finish(
+        &self,
+        prompt: &Prompt,
+        draft: Draft,
+        truncated: bool,
+    ) -> Result<Prepared, ProcessorError> {
+        let Draft {
+            ids,
+            mut spans,
+            mut tokens,
+            ..
+        } = draft;
+        let (input_ids, before) = self.tokenizer.post_process(ids)?;
+        if input_ids.is_empty() {
+            return Err(ProcessorError::Empty);
+        }
+        for (start, _) in &mut spans {
+            *start += before;
+        }
+        let media: Vec<_> = prompt
+            .parts
             .iter()
-            .flat_map(|(start, grid)| *start as u32..(*start + grid.vision_tokens()) as u32)
+            .filter_map(|part| match part {
+                PromptPart::Image(patches) => Some(patches.clone()),
+                PromptPart::Video(video) => Some(video.patches.clone()),
+                PromptPart::Text(_) | PromptPart::TokenIds(_) => None,
+            })
             .collect();
-        let mut tokens = draft.tokens;
-        tokens.text_tokens = ids.len() - vision_rows.len();
-        let position_ids = Positions::of(ids.len(), &spans).axes;
+        let media_tokens = media
+            .iter()
+            .map(|patches| patches.grid.vision_tokens())
+            .sum();
+        self.tokenizer
+            .check_placeholders(&input_ids, media_tokens)?;
+        tokens.text_tokens = input_ids.len() - media_tokens;
         let sequence = Sequence {
-            input_ids: ids,
-            position_ids,
-            media: media.collect(),
-            vision_rows,
+            position_ids: Positions::of(input_ids.len(), &spans).axes,
+            vision_rows: spans
+                .iter()
+                .flat_map(|(start, grid)| *start as u32..(*start + grid.vision_tokens()) as u32)
+                .collect(),
+            media,
+            input_ids,
         };
         Ok(Prepared {
             sequence,
@@ -172,206 +166,179 @@ impl Template {
     ) -> Result<(), ProcessorError> {
         match part {
             PromptPart::Text(text) => {
-                let text = self.bounded(text, limit)?;
-                let start = draft.text.len();
-                draft.text.push_str(text);
-                draft.user.push(start..draft.text.len());
+                let kept = self.clip(text, limit)?;
+                draft.clipped |= kept.len() < text.len();
+                draft.write(kept);
                 Ok(())
             }
             PromptPart::TokenIds(ids) => {
-                self.flush(draft)?;
-                for (position, &id) in ids.iter().enumerate() {
-                    self.check_id(position, id)?;
+                self.flush(draft, limit)?;
+                self.tokenizer.check_ids(ids)?;
+                for &id in ids {
                     draft.push(id, true);
                 }
                 Ok(())
             }
             PromptPart::Image(patches) => {
                 draft.tokens.image_tokens += patches.grid.vision_tokens();
-                self.span(draft, patches.grid, self.vision.image_token_id)
+                self.span(draft, patches.grid, limit, Modality::Image)
             }
-            PromptPart::Video(video) => self.video(draft, video),
+            PromptPart::Video(video) => self.video(draft, video, limit),
         }
     }
 
     /// A video is a span for every frame pair, each after its time; no pair of vision tokens stands around the whole.
-    fn video(&self, draft: &mut Draft, video: &VideoPatches) -> Result<(), ProcessorError> {
+    fn video(
+        &self,
+        draft: &mut Draft,
+        video: &VideoPatches,
+        limit: ContextLimit,
+    ) -> Result<(), ProcessorError> {
         let grid = video.patches.grid;
         draft.tokens.video_tokens += grid.vision_tokens();
         for time in &video.timestamps {
             draft.text.push_str(&format!("<{time:.1} seconds>"));
-            self.span(draft, GridThw { t: 1, ..grid }, self.vision.video_token_id)?;
+            self.span(draft, GridThw { t: 1, ..grid }, limit, Modality::Video)?;
         }
         Ok(())
     }
 
-    fn span(&self, draft: &mut Draft, grid: GridThw, pad: u32) -> Result<(), ProcessorError> {
-        self.special(draft, self.vision.vision_start_token_id)?;
+    fn span(
+        &self,
+        draft: &mut Draft,
+        grid: GridThw,
+        limit: ContextLimit,
+        modality: Modality,
+    ) -> Result<(), ProcessorError> {
+        let ids = self.tokenizer.ids().vision;
+        let pad = match modality {
+            Modality::Image => ids.image_token_id,
+            Modality::Video => ids.video_token_id,
+        };
+        self.special(draft, ids.vision_start_token_id, limit)?;
         draft.spans.push((draft.ids.len(), grid));
         for _ in 0..grid.vision_tokens() {
             draft.push(pad, false);
         }
-        self.special(draft, self.vision.vision_end_token_id)
+        self.special(draft, ids.vision_end_token_id, limit)
     }
 
-    fn special(&self, draft: &mut Draft, id: u32) -> Result<(), ProcessorError> {
-        self.flush(draft)?;
+    fn special(
+        &self,
+        draft: &mut Draft,
+        id: u32,
+        limit: ContextLimit,
+    ) -> Result<(), ProcessorError> {
+        self.flush(draft, limit)?;
         draft.push(id, false);
         Ok(())
     }
 
     /// Tokenises the text gathered since the last special token.
-    fn flush(&self, draft: &mut Draft) -> Result<(), ProcessorError> {
-        let (text, user) = (
-            std::mem::take(&mut draft.text),
-            std::mem::take(&mut draft.user),
-        );
+    fn flush(&self, draft: &mut Draft, limit: ContextLimit) -> Result<(), ProcessorError> {
+        let text = std::mem::take(&mut draft.text);
+        let user = std::mem::take(&mut draft.user);
         if text.is_empty() {
             return Ok(());
         }
-        let encoding =
-            self.tokenizer
-                .encode(text, false)
-                .map_err(|error| ProcessorError::Tokenizer {
-                    reason: error.to_string(),
-                })?;
-        for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
-            let inside = user
-                .iter()
-                .any(|range| range.start <= start && end <= range.end);
+        if limit.truncation == Truncation::None {
+            self.refuse_overflow(draft, &text, limit)?;
+        }
+        let encoded = self.tokenizer.encode(&text)?;
+        for (&id, &(start, end)) in encoded.ids.iter().zip(&encoded.bytes) {
+            // The user's text that begins last before the token is the only one that can hold it. A token that also spells text of
+            // the template is not the user's.
+            let candidate = user.partition_point(|range| range.start <= start);
+            let inside = candidate > 0 && end <= user[candidate - 1].end;
             draft.push(id, inside);
         }
         Ok(())
     }
 
-    /// The text, or the end of it that can matter when it is certain to be cut.
-    ///
-    /// A token has at most `longest_token` bytes, so a text of so many bytes has more tokens than the limit: refusing or shortening
-    /// it before tokenising keeps a text of megabytes from costing seconds.
-    fn bounded<'a>(&self, text: &'a str, limit: ContextLimit) -> Result<&'a str, ProcessorError> {
-        let most = limit
-            .max_tokens
-            .saturating_mul(self.longest_token * MAX_COMPOSITION);
-        if text.len() <= most {
-            return Ok(text);
-        }
-        match limit.truncation {
-            Truncation::None => {
-                let tokens = text.len() / (self.longest_token * MAX_COMPOSITION);
-                Err(ProcessorError::TooLong {
-                    tokens,
-                    media_tokens: 0,
-                    limit: limit.max_tokens,
-                })
-            }
-            Truncation::End | Truncation::Reference => Ok(&text[..text.floor_char_boundary(most)]),
-            Truncation::Start => Ok(&text[text.ceil_char_boundary(text.len() - most)..]),
-        }
-    }
-
-    fn check_id(&self, position: usize, id: u32) -> Result<(), ProcessorError> {
-        let reason = if id >= self.vocabulary {
-            format!("is not below the vocabulary size {}", self.vocabulary)
-        } else if self.special.contains(&id) {
-            "is a special token".to_owned()
-        } else {
-            return Ok(());
-        };
-        Err(ProcessorError::TokenId {
-            position,
-            id,
-            reason,
-        })
-    }
-
-    /// Cuts what is too much. Whether anything was cut.
-    fn truncate(&self, draft: &mut Draft, limit: ContextLimit) -> Result<bool, ProcessorError> {
-        let added = self
-            .tokenizer
-            .get_post_processor()
-            .map_or(0, |processor| processor.added_tokens(false));
-        let tokens = draft.ids.len() + added;
-        if tokens <= limit.max_tokens {
-            return Ok(false);
-        }
-        let excess = tokens - limit.max_tokens;
-        let media_tokens = draft.tokens.image_tokens + draft.tokens.video_tokens;
-        let too_long = ProcessorError::TooLong {
-            tokens,
-            media_tokens,
-            limit: limit.max_tokens,
-        };
-        match limit.truncation {
-            Truncation::None => Err(too_long),
-            Truncation::Reference => {
-                let keep = draft.ids.len().saturating_sub(excess);
-                if keep == 0
-                    || draft
-                        .spans
-                        .iter()
-                        .any(|(start, grid)| start + grid.vision_tokens() > keep)
-                {
-                    return Err(too_long);
-                }
-                draft.ids.truncate(keep);
-                Ok(true)
-            }
-            Truncation::End | Truncation::Start => {
-                let cuttable = draft.cuttable.iter().filter(|&&cuttable| cuttable).count();
-                if cuttable < excess {
-                    return Err(too_long);
-                }
-                let from_end = limit.truncation == Truncation::End;
-                let dropped = if from_end {
-                    cuttable - excess..cuttable
-                } else {
-                    0..excess
-                };
-                draft.drop_cuttable(&dropped);
-                Ok(true)
-            }
-        }
-    }
-
-    /// Runs the tokenizer's own post-processor on the ids; spans move with whatever it puts before them.
-    fn post_process(
+    /// Refuses a text that is certainly too long before all of it is tokenised.
+    fn refuse_overflow(
         &self,
-        ids: Vec<u32>,
-        mut spans: Vec<Span>,
-    ) -> Result<(Vec<u32>, Vec<Span>), ProcessorError> {
-        let n = ids.len();
-        let encoding = Encoding::new(
-            ids.clone(),
-            vec![0; n],
-            vec![String::new(); n],
-            vec![None; n],
-            vec![(0, 0); n],
-            vec![0; n],
-            vec![1; n],
-            Vec::new(),
-            [(0, 0..n)].into_iter().collect(),
-        );
-        let refuse = |reason: String| ProcessorError::Tokenizer { reason };
-        let processed = self
+        draft: &Draft,
+        text: &str,
+        limit: ContextLimit,
+    ) -> Result<(), ProcessorError> {
+        let least = self
             .tokenizer
-            .post_process(encoding, None, true)
-            .map_err(|error| refuse(error.to_string()))?;
-        let before = processed
-            .get_special_tokens_mask()
-            .iter()
-            .take_while(|&&special| special == 1)
-            .count();
-        let processed = processed.get_ids().to_vec();
-        if processed.get(before..before + n) != Some(&ids[..]) {
-            return Err(refuse(
-                "its post-processor changes the prompt's own tokens".to_owned(),
-            ));
+            .length_bound(text, limit.max_tokens)
+            .least_tokens;
+        let tokens = if least > limit.max_tokens {
+            Some(least)
+        } else {
+            let overflow = self
+                .tokenizer
+                .overflow(text, limit.max_tokens, Side::Start)?;
+            overflow.map(|overflow| overflow.tokens)
+        };
+        match tokens {
+            None => Ok(()),
+            Some(tokens) => Err(ProcessorError::TooLong {
+                tokens: draft.ids.len() + tokens,
+                at_least: true,
+                media_tokens: draft.tokens.image_tokens + draft.tokens.video_tokens,
+                limit: limit.max_tokens,
+            }),
         }
-        for (start, _) in &mut spans {
-            *start += before;
-        }
-        Ok((processed, spans))
     }
+
+    /// The end of a text that can stay when it is certain to be cut: cutting costs what stays, not what goes.
+    ///
+    /// What remains still has more tokens than the limit.
+    fn clip<'a>(&self, text: &'a str, limit: ContextLimit) -> Result<&'a str, ProcessorError> {
+        let side = match limit.truncation {
+            Truncation::None => return Ok(text),
+            Truncation::End | Truncation::Reference => Side::Start,
+            Truncation::Start => Side::End,
+        };
+        // One character more than the bound, so that a text over it stays over the limit.
+        let most = self
+            .tokenizer
+            .length_bound(text, limit.max_tokens)
+            .most_bytes
+            .saturating_add(4);
+        let text = end_of(text, most, side);
+        let overflow = self.tokenizer.overflow(text, limit.max_tokens, side)?;
+        Ok(overflow.map_or(text, |overflow| end_of(text, overflow.bytes, side)))
+    }
+}
+
+/// The system turn: stripped, and ended with a full stop unless it ends in punctuation.
+///
+/// # Source
+/// The official embedding script; a character is punctuation when its Unicode general category starts with `P`.
+fn instruction(given: Option<&str>) -> String {
+    let text = given.unwrap_or_default().trim_matches(is_python_space);
+    match text.chars().last() {
+        None => DEFAULT_INSTRUCTION.to_owned(),
+        Some(last) if is_punctuation(last) => text.to_owned(),
+        Some(_) => format!("{text}."),
+    }
+}
+
+/// What Python's `str.strip` takes: Unicode white space and the four information separators.
+fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+fn is_punctuation(c: char) -> bool {
+    use GeneralCategory::{
+        ClosePunctuation, ConnectorPunctuation, DashPunctuation, FinalPunctuation,
+        InitialPunctuation, OpenPunctuation, OtherPunctuation,
+    };
+    matches!(
+        get_general_category(c),
+        ClosePunctuation
+            | ConnectorPunctuation
+            | DashPunctuation
+            | FinalPunctuation
+            | InitialPunctuation
+            | OpenPunctuation
+            | OtherPunctuation
+    )
 }
 
 #[cfg(test)]

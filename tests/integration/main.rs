@@ -1,4 +1,8 @@
 //! Behaviour over HTTP: the built binary on a free port, spoken to as clients speak to it.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should stop where it is"
+)]
 
 mod answers;
 mod lifecycle;

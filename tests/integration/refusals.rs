@@ -46,14 +46,15 @@ fn image_item(bytes: &[u8]) -> Value {
 
 const IMAGE: Option<&str> = Some("input[1].content[0].image_url");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn bad_input_is_refused_by_name_and_harms_nothing_else() {
-    let server = Server::of("parity");
-    let good = json!({ "input": "a good request" });
-    let before = server.vectors(&good).await;
-    let jpeg = media("parity", "photo_rocket.jpg");
-    let words = "many words make a long text ".repeat(9_000);
-    let cases: Vec<(&str, Value, (u16, &str, Option<&str>))> = vec![
+/// What is asked, and the status, code and path of the refusal.
+type Case = (
+    &'static str,
+    Value,
+    (u16, &'static str, Option<&'static str>),
+);
+
+fn wrong_fields() -> Vec<Case> {
+    vec![
         ("no input", json!({}), (400, "invalid_value", Some("input"))),
         (
             "empty list",
@@ -110,6 +111,13 @@ async fn bad_input_is_refused_by_name_and_harms_nothing_else() {
             json!({ "input": "x", "model": "gpt-4" }),
             (404, "model_not_found", Some("model")),
         ),
+    ]
+}
+
+fn wrong_contents() -> Vec<Case> {
+    let jpeg = media("parity", "photo_rocket.jpg");
+    let words = "many words make a long text ".repeat(9_000);
+    vec![
         (
             "over-long text",
             json!({ "input": ["short", words] }),
@@ -170,8 +178,15 @@ async fn bad_input_is_refused_by_name_and_harms_nothing_else() {
             json!({ "input": { "image": "no picture at all!" } }),
             (400, "invalid_value", Some("input.image")),
         ),
-    ];
-    for (what, body, expected) in cases {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_by_name_and_harms_nothing_else() {
+    let server = Server::of("parity");
+    let good = json!({ "input": "a good request" });
+    let before = server.vectors(&good).await;
+    for (what, body, expected) in wrong_fields().into_iter().chain(wrong_contents()) {
         assert_error(
             &server.post(&body).await,
             expected,

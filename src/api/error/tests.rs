@@ -134,6 +134,7 @@ fn causes_lead_to_their_rows() {
 #[test]
 fn limits_are_named_with_what_exceeds_them() {
     let long = ProcessorError::TooLong {
+        at_least: false,
         tokens: 40_000,
         media_tokens: 7,
         limit: 32_768,

@@ -52,6 +52,19 @@ fn ids(prompt: &Prompt) -> Vec<u32> {
 }
 
 #[test]
+fn instructions_are_stripped_and_ended_as_in_the_reference() {
+    assert_eq!(instruction(None), DEFAULT_INSTRUCTION);
+    assert_eq!(instruction(Some(" \n\u{1f} ")), DEFAULT_INSTRUCTION);
+    assert_eq!(
+        instruction(Some("  Find similar news ")),
+        "Find similar news."
+    );
+    assert_eq!(instruction(Some("检索相关图片。")), "检索相关图片。");
+    // `$`, `+` and `~` are symbols, not punctuation.
+    assert_eq!(instruction(Some("cost in $")), "cost in $.");
+}
+
+#[test]
 fn parts_that_touch_are_one_text() {
     assert_eq!(
         ids(&text(&["first part.", "second part."])),
@@ -63,12 +76,9 @@ fn parts_that_touch_are_one_text() {
 
 #[test]
 fn token_ids_stand_for_the_text_they_spell() {
-    let encoded = template()
-        .tokenizer
-        .encode("What is the capital?", false)
-        .unwrap();
+    let encoded = template().tokenizer.encode("What is the capital?").unwrap();
     let spelled = Prompt {
-        parts: vec![PromptPart::TokenIds(encoded.get_ids().to_vec())],
+        parts: vec![PromptPart::TokenIds(encoded.ids)],
         ..Prompt::default()
     };
     assert_eq!(ids(&spelled), ids(&text(&["What is the capital?"])));
@@ -80,12 +90,7 @@ fn raw_text_gets_the_post_processor_and_nothing_else() {
         raw: true,
         ..text(&["hello"])
     };
-    let mut expected = template()
-        .tokenizer
-        .encode("hello", false)
-        .unwrap()
-        .get_ids()
-        .to_vec();
+    let mut expected = template().tokenizer.encode("hello").unwrap().ids;
     expected.push(EOT);
     assert_eq!(ids(&raw), expected);
 }
@@ -179,11 +184,107 @@ fn too_long_names_both_counts() {
         panic!("{error}")
     };
     assert!(tokens > 30);
-    let huge = "a".repeat(30 * template().longest_token * MAX_COMPOSITION + 1);
+    let huge = "a".repeat(template().tokenizer.length_bound("a", 30).most_bytes + 1);
     assert!(matches!(
         template().prepare(&text(&[&huge]), limit),
         Err(ProcessorError::TooLong { .. })
     ));
+}
+
+#[test]
+fn a_long_text_is_refused_after_a_look_and_the_count_is_called_a_lower_bound() {
+    let limit = ContextLimit {
+        max_tokens: 30,
+        truncation: Truncation::None,
+    };
+    let long = "one two three ".repeat(1_000_000);
+    let error = template().prepare(&text(&[&long]), limit).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("has at least ") && message.ends_with("the limit is 30"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_long_text_cut_early_keeps_the_ids_of_the_whole() {
+    let template = template();
+    let long = "one two three ".repeat(2_000);
+    let whole = ids(&text(&[&long]));
+    let limit = |truncation| ContextLimit {
+        max_tokens: 60,
+        truncation,
+    };
+    let cut = template
+        .prepare(&text(&[&long]), limit(Truncation::End))
+        .unwrap();
+    assert!(cut.truncated);
+    assert_eq!(cut.sequence.input_ids[..54], whole[..54]);
+    let cut = template
+        .prepare(&text(&[&long]), limit(Truncation::Start))
+        .unwrap();
+    assert_eq!(cut.sequence.input_ids[20..], whole[whole.len() - 40..]);
+    let cut = template
+        .prepare(&text(&[&long]), limit(Truncation::Reference))
+        .unwrap();
+    assert_eq!(cut.sequence.input_ids[..59], whole[..59]);
+}
+
+#[test]
+fn a_token_of_two_touching_texts_can_be_cut() {
+    let template = template();
+    // "wo" and "rd" meet inside tokens, a thousand times.
+    let parts: Vec<&str> = ["wo", "rd "].into_iter().cycle().take(2_000).collect();
+    let limit = ContextLimit {
+        max_tokens: 26,
+        truncation: Truncation::End,
+    };
+    assert_eq!(
+        template
+            .prepare(&text(&parts), limit)
+            .unwrap()
+            .tokens
+            .total(),
+        26
+    );
+}
+
+#[test]
+fn an_input_without_any_token_is_refused() {
+    let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
+    json["post_processor"] = serde_json::Value::Null;
+    let bare = Template::new(json.to_string().as_bytes(), IDS).unwrap();
+    let empty = Prompt {
+        raw: true,
+        ..text(&[""])
+    };
+    assert!(matches!(
+        bare.prepare(&empty, NO_LIMIT),
+        Err(ProcessorError::Empty)
+    ));
+    assert_eq!(
+        template()
+            .prepare(&empty, NO_LIMIT)
+            .unwrap()
+            .sequence
+            .input_ids,
+        [EOT]
+    );
+}
+
+#[test]
+fn a_template_token_that_is_not_special_is_refused() {
+    let json = std::str::from_utf8(TOKENIZER).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
+    for token in json["added_tokens"].as_array_mut().unwrap() {
+        if token["content"] == "<|image_pad|>" {
+            token["special"] = false.into();
+        }
+    }
+    let error = Template::new(json.to_string().as_bytes(), IDS)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("<|image_pad|>"), "{error}");
 }
 
 #[test]
@@ -242,27 +343,25 @@ fn long_runs_cost_linear_time_and_decode_to_themselves() {
     for unit in ["a", " ", "\n", " \n", "!", "海", "👩\u{200d}", "\t x"] {
         let time = |n: usize| {
             let text = unit.repeat(n);
-            // The best of a few: the machine may do other things at the same time.
-            let took = (0..4).map(|_| {
-                let start = std::time::Instant::now();
-                let encoding = template.tokenizer.encode(text.as_str(), false).unwrap();
-                let took = start.elapsed().as_secs_f64();
-                assert_eq!(
-                    template
-                        .tokenizer
-                        .decode(encoding.get_ids(), false)
-                        .unwrap(),
-                    text,
-                    "{unit:?} x {n}"
-                );
-                took
-            });
-            took.fold(f64::INFINITY, f64::min)
+            let start = std::time::Instant::now();
+            let encoded = template.tokenizer.encode(&text).unwrap();
+            let took = start.elapsed().as_secs_f64();
+            let decoded = template.tokenizer.decode(&encoded.ids).unwrap();
+            assert_eq!(decoded, text, "{unit:?} x {n}");
+            took
         };
-        let (one, two) = (time(60_000), time(120_000));
-        // 2.5 is the promise; the rest is for a machine that does other things at the same time.
+        // The machine may do other things at the same time, so the best of several rounds counts, and only as many as are needed:
+        // what takes quadratic time takes four times as long in every round.
+        let (mut one, mut two) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..20 {
+            one = one.min(time(40_000));
+            two = two.min(time(80_000));
+            if two / one <= 2.5 {
+                break;
+            }
+        }
         assert!(
-            two / one < 4.0,
+            two / one <= 3.0,
             "{unit:?}: {one} s, then {two} s for twice as much"
         );
     }
@@ -276,7 +375,7 @@ proptest! {
         let template = template();
         let joined = words.concat();
         let prepared = template.prepare(&text(&[&joined]), NO_LIMIT).unwrap().sequence;
-        let special = |id: &&u32| template.special.contains(id);
+        let special = |id: &&u32| template.tokenizer.is_special(**id);
         // <|im_start|> three times, <|im_end|> twice, <|endoftext|> once: the template's own.
         prop_assert_eq!(prepared.input_ids.iter().filter(special).count(), 6);
         prop_assert!(prepared.vision_rows.is_empty());
