@@ -15,7 +15,7 @@ use super::error::{ApiError, ErrorCode};
 use super::fields::Fields;
 use super::options::{self, Encoding, Options};
 use super::response::{self, Envelope};
-use super::{ApiSettings, ApiState, input};
+use super::{ApiSettings, ApiState, grammar};
 use crate::service::{Cause, EmbedRequest, Timings};
 
 /// Bodies above this many bytes are read off the async threads.
@@ -146,7 +146,7 @@ fn parse(
     };
     let fields = Fields { map, at: "" };
     let options = options::parse(fields, settings, hidden_size)?;
-    let inputs = input::parse(fields, &options.item, settings)?;
+    let inputs = grammar::parse(fields, &options.item, settings)?;
     let count = inputs.inputs.len();
     if options.encoding == Encoding::Bytes && count > MOST_IN_BYTES {
         let message = format!(

@@ -4,7 +4,7 @@
 //! specification `host` is tested against. `host` is the CPU: weights stay where the file was mapped, activations are f32, sums
 //! are f32 in an order that depends on nothing but the row.
 //!
-//! In: tensors, all contiguous, and weights loaded by [`Kernels::linear_weight`] and its siblings. Out: new tensors.
+//! In: tensors, all contiguous, and weights loaded by [`Kernels::matrix`] and its siblings. Out: new tensors.
 
 pub(crate) mod host;
 mod linear;

@@ -1,10 +1,12 @@
-//! From decoded parts to a [`Sequence`](crate::model::Sequence): prompt, tokens, patches, M-RoPE positions.
+//! From decoded parts to a [`Sequence`]: prompt, tokens, patches, M-RoPE positions.
 //!
 //! # Source
 //! The official embedding script (QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_embedding.py`, 8ce3aab),
 //! qwen-vl-utils 0.0.14 and transformers 4.57.
 
+mod draft;
 pub mod error;
+mod instruction;
 mod patches;
 mod positions;
 mod resize;

@@ -194,7 +194,7 @@ mod tests {
         fn a_resized_image_is_whole_patches_within_bounds(w in 1_u32..20_000, h in 1_u32..20_000) {
             match smart_resize((w, h), 32, IMAGE) {
                 Ok((nw, nh)) => {
-                    prop_assert!(nw % 32 == 0 && nh % 32 == 0 && nw > 0 && nh > 0);
+                    prop_assert!(nw.is_multiple_of(32) && nh.is_multiple_of(32) && nw > 0 && nh > 0);
                     let area = f64::from(nw) * f64::from(nh);
                     prop_assert!((IMAGE.0..=IMAGE.1).contains(&area), "{} x {}", nw, nh);
                 }
@@ -205,7 +205,7 @@ mod tests {
         #[test]
         fn sampled_frames_ascend_and_exist(total in 2_u64..100_000, video_fps in 1.0_f64..120.0, fps in 0.01_f64..60.0, max in 2_usize..800) {
             let indices = sample_file(total, video_fps, (fps, max)).unwrap();
-            prop_assert!(indices.len() % 2 == 0 && indices.len() <= max.max(2));
+            prop_assert!(indices.len().is_multiple_of(2) && indices.len() <= max.max(2));
             prop_assert!(indices.is_sorted() && *indices.last().unwrap() < total);
         }
     }

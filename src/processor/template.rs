@@ -5,17 +5,16 @@
 //! ids: the same ids, and nothing a user writes can become a token of the template.
 
 use tokenizers::{Encoding, PostProcessor, Tokenizer};
-use unicode_general_category::{GeneralCategory, get_general_category};
 
+use super::draft::{Draft, Span};
+use super::instruction::instruction;
 use super::positions::Positions;
 use super::{
-    ContextLimit, Prepared, ProcessorError, Prompt, PromptPart, TokenCounts, Truncation,
-    VideoPatches, VisionTokenIds,
+    ContextLimit, Prepared, ProcessorError, Prompt, PromptPart, Truncation, VideoPatches,
+    VisionTokenIds,
 };
 use crate::model::{GridThw, Sequence};
 
-/// Source: the default of the official embedding script.
-pub(crate) const DEFAULT_INSTRUCTION: &str = "Represent the user's input.";
 /// What the reference embeds for an input without any part.
 const NO_PART: &str = "NULL";
 /// Unicode composition (NFC) makes a text at most this much shorter in bytes: three conjoining jamo of three bytes each become one
@@ -35,20 +34,6 @@ pub(super) struct Template {
     vocabulary: u32,
     /// Bytes of the longest token.
     longest_token: usize,
-}
-
-/// One id after another, and what each stretch of them is.
-#[derive(Default)]
-struct Draft {
-    ids: Vec<u32>,
-    /// Whether truncation may take the token; as long as `ids`.
-    cuttable: Vec<bool>,
-    /// Where vision tokens stand: first id, size in merged rows and columns.
-    spans: Vec<(usize, GridThw)>,
-    tokens: TokenCounts,
-    /// Text not yet tokenised, and which bytes of it the user wrote.
-    text: String,
-    user: Vec<std::ops::Range<usize>>,
 }
 
 impl Template {
@@ -352,8 +337,8 @@ impl Template {
     fn post_process(
         &self,
         ids: Vec<u32>,
-        mut spans: Vec<(usize, GridThw)>,
-    ) -> Result<(Vec<u32>, Vec<(usize, GridThw)>), ProcessorError> {
+        mut spans: Vec<Span>,
+    ) -> Result<(Vec<u32>, Vec<Span>), ProcessorError> {
         let n = ids.len();
         let encoding = Encoding::new(
             ids.clone(),
@@ -387,67 +372,6 @@ impl Template {
         }
         Ok((processed, spans))
     }
-}
-
-impl Draft {
-    fn push(&mut self, id: u32, cuttable: bool) {
-        self.ids.push(id);
-        self.cuttable.push(cuttable);
-    }
-
-    /// Drops those cuttable tokens whose rank among the cuttable ones is in `dropped`.
-    fn drop_cuttable(&mut self, dropped: &std::ops::Range<usize>) {
-        let mut rank = 0;
-        let mut kept = Vec::with_capacity(self.ids.len());
-        // Where each old position went, for the spans.
-        let mut moved = Vec::with_capacity(self.ids.len());
-        for (&id, &cuttable) in self.ids.iter().zip(&self.cuttable) {
-            moved.push(kept.len());
-            if !(cuttable && dropped.contains(&rank)) {
-                kept.push(id);
-            }
-            rank += usize::from(cuttable);
-        }
-        for (start, _) in &mut self.spans {
-            *start = moved[*start];
-        }
-        self.ids = kept;
-    }
-}
-
-/// The system turn: stripped, and ended with a full stop unless it ends in punctuation.
-///
-/// # Source
-/// The official embedding script; a character is punctuation when its Unicode general category starts with `P`.
-fn instruction(given: Option<&str>) -> String {
-    let text = given.unwrap_or_default().trim_matches(is_python_space);
-    match text.chars().last() {
-        None => DEFAULT_INSTRUCTION.to_owned(),
-        Some(last) if is_punctuation(last) => text.to_owned(),
-        Some(_) => format!("{text}."),
-    }
-}
-
-/// What Python's `str.strip` takes: Unicode white space and the four information separators.
-fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
-
-fn is_punctuation(c: char) -> bool {
-    use GeneralCategory::{
-        ClosePunctuation, ConnectorPunctuation, DashPunctuation, FinalPunctuation,
-        InitialPunctuation, OpenPunctuation, OtherPunctuation,
-    };
-    matches!(
-        get_general_category(c),
-        ClosePunctuation
-            | ConnectorPunctuation
-            | DashPunctuation
-            | FinalPunctuation
-            | InitialPunctuation
-            | OpenPunctuation
-            | OtherPunctuation
-    )
 }
 
 #[cfg(test)]

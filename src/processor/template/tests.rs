@@ -52,19 +52,6 @@ fn ids(prompt: &Prompt) -> Vec<u32> {
 }
 
 #[test]
-fn instructions_are_stripped_and_ended_as_in_the_reference() {
-    assert_eq!(instruction(None), DEFAULT_INSTRUCTION);
-    assert_eq!(instruction(Some(" \n\u{1f} ")), DEFAULT_INSTRUCTION);
-    assert_eq!(
-        instruction(Some("  Find similar news ")),
-        "Find similar news."
-    );
-    assert_eq!(instruction(Some("检索相关图片。")), "检索相关图片。");
-    // `$`, `+` and `~` are symbols, not punctuation.
-    assert_eq!(instruction(Some("cost in $")), "cost in $.");
-}
-
-#[test]
 fn parts_that_touch_are_one_text() {
     assert_eq!(
         ids(&text(&["first part.", "second part."])),
