@@ -113,17 +113,31 @@ fn base64(values: &Values) -> Numbers {
     Numbers::Base64(BASE64_STANDARD.encode(values.to_le_bytes()))
 }
 
+/// The vector in a type, unless that type cannot hold it: half precision ends at 65504, which a vector that was not normalised may
+/// exceed, and JSON has no infinity.
+fn quantized(vector: &[f32], quantization: Quantization) -> Result<Values, ApiError> {
+    let values = vectors::quantize(vector, quantization);
+    if values.is_finite() {
+        return Ok(values);
+    }
+    let name = quantization.name();
+    let message = format!(
+        "a value of the vector is too large for {name}; leave normalize on, or take another type"
+    );
+    Err(ApiError::invalid("embedding_type", message))
+}
+
 /// One vector in every type asked for.
-fn object(output: Embedded, options: &Options) -> EmbeddingObject {
+fn object(output: Embedded, options: &Options) -> Result<EmbeddingObject, ApiError> {
     let typed = |quantization: Quantization| {
-        let values = vectors::quantize(&output.vector, quantization);
+        let values = quantized(&output.vector, quantization)?;
         let scale = values.scale();
         let wire = if options.encoding == Encoding::TypedBase64 {
             base64(&values)
         } else {
             numbers(values)
         };
-        (wire, scale)
+        Ok::<_, ApiError>((wire, scale))
     };
     let mut object = EmbeddingObject {
         truncated: output.truncated.then_some(true),
@@ -132,13 +146,13 @@ fn object(output: Embedded, options: &Options) -> EmbeddingObject {
     let float_beside = options.by_type || options.encoding == Encoding::FloatBase64;
     match options.quantizations[..] {
         [only] if !float_beside => {
-            let (wire, scale) = typed(only);
+            let (wire, scale) = typed(only)?;
             object.embedding = Some(wire);
             object.scale = scale;
         }
         ref all => {
             for &quantization in all {
-                let (wire, scale) = typed(quantization);
+                let (wire, scale) = typed(quantization)?;
                 object.scale = object.scale.or(scale);
                 object.embeddings.insert(quantization.name(), wire);
             }
@@ -153,7 +167,7 @@ fn object(output: Embedded, options: &Options) -> EmbeddingObject {
             }
         }
     }
-    object
+    Ok(object)
 }
 
 /// The whole answer.
@@ -167,31 +181,32 @@ pub(super) fn build(
         return bytes(outputs, options, envelope);
     }
     let usage = usage(&outputs);
-    let data = outputs
-        .into_iter()
-        .zip(ids)
-        .enumerate()
-        .map(|(index, (output, id))| {
-            let object = match output {
-                Ok(output) => object(output, options),
-                Err(error) => EmbeddingObject {
-                    error: Some(ApiError::from(error).body()),
-                    ..EmbeddingObject::default()
-                },
-            };
-            EmbeddingObject {
-                object: "embedding",
-                index,
-                id,
-                ..object
-            }
+    let mut data = Vec::with_capacity(outputs.len());
+    for (index, (output, id)) in outputs.into_iter().zip(ids).enumerate() {
+        let object = output
+            .map_err(ApiError::from)
+            .and_then(|output| object(output, options));
+        let object = match object {
+            Ok(object) => object,
+            Err(error) if !options.partial => return error.into_response(),
+            Err(error) => EmbeddingObject {
+                error: Some(error.body()),
+                ..EmbeddingObject::default()
+            },
+        };
+        data.push(EmbeddingObject {
+            object: "embedding",
+            index,
+            id,
+            ..object
         });
+    }
     let body = CreateEmbeddingResponse {
         object: "list",
         id: &envelope.id,
         created: envelope.created,
         model: &envelope.model,
-        data: data.collect(),
+        data,
         usage,
     };
     match serde_json::to_vec(&body) {
@@ -217,19 +232,23 @@ fn bytes(
     let mut body = Vec::new();
     let mut data = Vec::new();
     for (index, output) in outputs.into_iter().enumerate() {
-        let output = match output {
-            Ok(output) => output,
+        let values = output.map_err(ApiError::from).and_then(|output| {
+            quantized(&output.vector, options.quantizations[0])
+                .map(|values| (values, output.vector.len()))
+        });
+        let (values, dimensions) = match values {
+            Ok(values) => values,
+            Err(error) if !options.partial => return error.into_response(),
             Err(error) => {
-                data.push(json!({ "index": index, "error": ApiError::from(error).body() }));
+                data.push(json!({ "index": index, "error": error.body() }));
                 continue;
             }
         };
         let start = body.len();
-        let values = vectors::quantize(&output.vector, options.quantizations[0]);
         body.extend(values.to_le_bytes());
         data.push(json!({
             "index": index, "embed_dtype": options.quantizations[0].name(), "endianness": "little", "start": start, "end": body.len(),
-            "shape": [output.vector.len()],
+            "shape": [dimensions],
         }));
     }
     let metadata = json!({
@@ -248,3 +267,6 @@ fn bytes(
     }
     response
 }
+
+#[cfg(test)]
+mod tests;
