@@ -74,7 +74,8 @@ fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<Inpu
         "text" | "image_url" | "image" | "image_base64" | "video_url" | "video"
         | "video_base64" | "input_video" => kind,
         "input_image" => "image_url",
-        "input_audio" | "audio_url" | "audio" | "input_file" | "file" => {
+        // Parts other servers have.
+        "input_audio" | "audio_url" | "input_file" => {
             let at = path(fields.at, "type");
             let message = format!("{at} is {kind:?}, this model embeds text, images and videos");
             return Err(ApiError::at(ErrorCode::UnsupportedMedia, at, message));
