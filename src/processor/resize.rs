@@ -1,111 +1,27 @@
-//! The two resizers of the reference: Pillow's for pictures, torch's for video frames. RGB in, RGB of another size out.
+//! The two bicubic resizers of the reference: Pillow's fixed-point one for images, torch's f32 one for video frames.
 //!
-//! Both are the same filter, bicubic with a = -0.5 whose support grows with the downscale factor, and differ in arithmetic:
-//! Pillow multiplies 8-bit pixels by 22-bit fixed-point weights and rounds to 8 bits between the passes, torch stays in f32 until
-//! the end. Vectors move by 1e-5 to 1e-3 when single bytes are off by one, so both are followed to the bit.
+//! Both use the cubic kernel with a = -0.5, widened by the scale when shrinking, horizontal pass first. Pillow rounds to eight
+//! bits between the passes; torch keeps f32 and rounds once, half to even.
 //!
 //! # Source
-//! Pillow 12 `src/libImaging/Resample.c` (`precompute_coeffs`, `normalize_coeffs_8bpc`, horizontal pass first, which Pillow 13
-//! no longer always does); torch 2.15 `aten/src/ATen/native/cpu/UpSampleKernel.cpp` (antialiased, separable, f32), with
-//! torchvision's clamp and round to even. The places where torch's compiler fuses a multiplication with an addition were found by
-//! comparison with its output and reproduce it bit for bit on x86-64.
+//! Pillow 12 `Resample.c`; PyTorch 2.15 `UpSampleKernel.cpp`.
 
 use rayon::prelude::*;
 
 use crate::media::RgbImage;
 
-const CHANNELS: usize = 3;
-
-/// `PRECISION_BITS` of Pillow: 32 bits, less 8 for the pixel, less 2 for the overshoot of the filter.
+/// Bits of fraction in Pillow's fixed-point weights: 32 - 8 - 2.
 const PRECISION_BITS: u32 = 22;
+/// Half the width of the cubic kernel.
+const SUPPORT: f64 = 2.0;
 
-/// Rows the horizontal pass handles together: their samples lie side by side, so that one weight meets a whole register.
-const ROWS: usize = 16;
-
-/// Samples of one column of such a block.
-const SIDE: usize = CHANNELS * ROWS;
-
-/// Samples summed in registers at once.
-const LANES: usize = 16;
-
-/// The source samples of every output sample of one axis, and their weights.
-struct Taps<W> {
-    first: Vec<usize>,
-    /// `[outputs + 1]`: where the weights of an output begin.
-    offsets: Vec<usize>,
-    weights: Vec<W>,
+/// The source pixels one output pixel is made of, and their weights.
+struct Window {
+    first: usize,
+    weights: Vec<f64>,
 }
 
-impl<W> Taps<W> {
-    fn with_outputs(outputs: usize) -> Self {
-        Self {
-            first: Vec::with_capacity(outputs),
-            offsets: vec![0],
-            weights: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, first: usize, weights: impl Iterator<Item = W>) {
-        self.first.push(first);
-        self.weights.extend(weights);
-        self.offsets.push(self.weights.len());
-    }
-
-    fn outputs(&self) -> usize {
-        self.first.len()
-    }
-
-    fn get(&self, output: usize) -> (usize, &[W]) {
-        (
-            self.first[output],
-            &self.weights[self.offsets[output]..self.offsets[output + 1]],
-        )
-    }
-}
-
-/// Resizes as `PIL.Image.resize((width, height))` does, bit for bit; a copy when the size does not change.
-pub(crate) fn pillow_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let (old_width, old_height) = image.dimensions();
-    // As Pillow does, a pass whose size stays is skipped.
-    let wide = (width != old_width).then(|| {
-        let taps = fixed_taps(old_width, width);
-        horizontal(image.as_raw(), &taps, old_width as usize, blend_fixed)
-    });
-    if height == old_height {
-        return wide.map_or_else(|| image.clone(), |wide| rgb(width, height, wide));
-    }
-    let rows = wide.as_ref().unwrap_or(image.as_raw());
-    let taps = fixed_taps(old_height, height);
-    rgb(
-        width,
-        height,
-        vertical(rows, &taps, width as usize * CHANNELS, blend_fixed),
-    )
-}
-
-/// Resizes as torchvision does a `uint8` tensor with bicubic interpolation and antialiasing.
-pub(crate) fn torch_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let (old_width, old_height) = image.dimensions();
-    if (width, height) == (old_width, old_height) {
-        return image.clone();
-    }
-    let taps = float_taps(old_width, width);
-    let wide: Vec<f32> = horizontal(image.as_raw(), &taps, old_width as usize, blend_float);
-    let taps = float_taps(old_height, height);
-    let pixels: Vec<f32> = vertical(&wide, &taps, width as usize * CHANNELS, blend_float);
-    rgb(
-        width,
-        height,
-        pixels.into_iter().map(round_to_even).collect(),
-    )
-}
-
-fn rgb(width: u32, height: u32, pixels: Vec<u8>) -> RgbImage {
-    RgbImage::from_raw(width, height, pixels)
-        .unwrap_or_else(|| unreachable!("the passes fill width * height * 3 bytes"))
-}
-
-/// Bicubic kernel, a = -0.5, in the order of operations Pillow uses.
+/// The cubic kernel with a = -0.5.
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
@@ -118,65 +34,192 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// Pillow's weights: computed and normalised in f64, then rounded half away from zero to fixed point.
-fn fixed_taps(inputs: u32, outputs: u32) -> Taps<i32> {
-    let scale = f64::from(inputs) / f64::from(outputs);
-    let filter_scale = scale.max(1.0);
-    let support = 2.0 * filter_scale;
-    let inverse = 1.0 / filter_scale;
-    let mut taps = Taps::with_outputs(outputs as usize);
-    let mut weights = Vec::new();
-    for output in 0..outputs {
-        let center = (f64::from(output) + 0.5) * scale;
-        // These casts truncate, as C's do, and stop at zero, as Pillow's next line does.
-        let first = (center - support + 0.5) as usize;
-        let end = ((center + support + 0.5) as usize).min(inputs as usize);
-        weights.clear();
-        weights.extend(
-            (0..end - first).map(|x| cubic((x as f64 + first as f64 - center + 0.5) * inverse)),
-        );
-        let total: f64 = weights.iter().fold(0.0, |sum, weight| sum + weight);
-        taps.push(
-            first,
-            weights.iter().map(|weight| {
-                let scaled = weight / total * f64::from(1 << PRECISION_BITS);
-                (scaled + if scaled < 0.0 { -0.5 } else { 0.5 }) as i32
-            }),
-        );
-    }
-    taps
+/// One window for each of `output` pixels over `input` pixels, weights adding up to 1.
+fn windows(input: u32, output: u32) -> Vec<Window> {
+    let scale = f64::from(input) / f64::from(output);
+    let stretch = scale.max(1.0);
+    let support = SUPPORT * stretch;
+    (0..output)
+        .map(|pixel| {
+            let center = (f64::from(pixel) + 0.5) * scale;
+            // The casts truncate towards zero and stop at it, as the C code's do.
+            let first = (center - support + 0.5) as usize;
+            let end = ((center + support + 0.5) as usize).min(input as usize);
+            // Pillow multiplies by the inverse; dividing would differ in the last bit.
+            let inverse = 1.0 / stretch;
+            let mut weights: Vec<f64> = (first..end)
+                .map(|source| cubic((source as f64 - center + 0.5) * inverse))
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for weight in &mut weights {
+                *weight /= total;
+            }
+            Window { first, weights }
+        })
+        .collect()
 }
 
-/// torch's weights: f32 throughout, fused where its build fuses.
-fn float_taps(inputs: u32, outputs: u32) -> Taps<f32> {
-    let scale = inputs as f32 / outputs as f32;
-    let support = if scale >= 1.0 { 2.0 * scale } else { 2.0 };
-    let inverse = if scale >= 1.0 {
-        (1.0 / f64::from(scale)) as f32
-    } else {
-        1.0
+/// Resizes as `PIL.Image.resize((width, height))` does, bit for bit; an unchanged side is left alone.
+///
+/// # Source
+/// `ImagingResampleInner`, Pillow 12: horizontal pass first whatever the sizes (13 changes the order for some).
+pub(crate) fn pillow_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let horizontal = (width != image.width()).then(|| shrink_rows(image, width));
+    let image = horizontal.as_ref().unwrap_or(image);
+    if height == image.height() {
+        return image.clone();
+    }
+    let row_bytes = image.width() as usize * 3;
+    let mut out = vec![0_u8; height as usize * row_bytes];
+    let windows = fixed_point(&windows(image.height(), height));
+    out.par_chunks_exact_mut(row_bytes)
+        .zip(&windows)
+        .for_each(|(out, (first, weights))| {
+            let mut sums = vec![1_i32 << (PRECISION_BITS - 1); row_bytes];
+            for (source, &weight) in image.as_raw()[first * row_bytes..]
+                .chunks_exact(row_bytes)
+                .zip(weights)
+            {
+                for (sum, &value) in sums.iter_mut().zip(source) {
+                    *sum += i32::from(value) * weight;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = clip(sum);
+            }
+        });
+    rgb(width, height, out)
+}
+
+/// Pillow's horizontal pass.
+fn shrink_rows(image: &RgbImage, width: u32) -> RgbImage {
+    let windows = fixed_point(&windows(image.width(), width));
+    let mut out = vec![0_u8; width as usize * image.height() as usize * 3];
+    let rows = image.as_raw().par_chunks_exact(image.width() as usize * 3);
+    out.par_chunks_exact_mut(width as usize * 3)
+        .zip(rows)
+        .for_each(|(out, row)| {
+            for (pixel, (first, weights)) in out.chunks_exact_mut(3).zip(&windows) {
+                let mut sums = [1_i32 << (PRECISION_BITS - 1); 3];
+                for (source, &weight) in row[first * 3..].chunks_exact(3).zip(weights) {
+                    for (sum, &value) in sums.iter_mut().zip(source) {
+                        *sum += i32::from(value) * weight;
+                    }
+                }
+                for (out, sum) in pixel.iter_mut().zip(sums) {
+                    *out = clip(sum);
+                }
+            }
+        });
+    rgb(width, image.height(), out)
+}
+
+/// Weights times 2^22, rounded half away from zero.
+fn fixed_point(windows: &[Window]) -> Vec<(usize, Vec<i32>)> {
+    let fixed = |weight: &f64| {
+        let scaled = weight * f64::from(1 << PRECISION_BITS);
+        (scaled + if *weight < 0.0 { -0.5 } else { 0.5 }) as i32
     };
-    let most = support.ceil() as usize * 2 + 1;
-    let mut taps = Taps::with_outputs(outputs as usize);
-    let mut weights = Vec::new();
-    for output in 0..outputs {
-        // The literals 0.5 are doubles in the C++ source, so these expressions widen and narrow again.
-        let center = (f64::from(scale) * (f64::from(output) + 0.5)) as f32;
-        let first = (f64::from(center - support) + 0.5) as usize;
-        let end = ((f64::from(center + support) + 0.5) as usize).min(inputs as usize);
-        weights.clear();
-        weights.extend((0..(end - first).min(most)).map(|x| {
-            let distance = f64::from((x + first) as f32 - center) + 0.5;
-            cubic_f32((distance * f64::from(inverse)) as f32)
-        }));
-        let total = weights.iter().fold(0.0f32, |sum, weight| sum + weight);
-        taps.push(first, weights.iter().map(|weight| weight / total));
-    }
-    taps
+    windows
+        .iter()
+        .map(|window| (window.first, window.weights.iter().map(fixed).collect()))
+        .collect()
 }
 
-/// Bicubic kernel, a = -0.5, as torch's build evaluates it.
-fn cubic_f32(x: f32) -> f32 {
+fn clip(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+fn rgb(width: u32, height: u32, data: Vec<u8>) -> RgbImage {
+    RgbImage::from_raw(width, height, data)
+        .unwrap_or_else(|| unreachable!("the passes fill width * height * 3 bytes"))
+}
+
+/// Resizes as torchvision does a `uint8` tensor with bicubic interpolation and antialiasing: f32 throughout, clamped and rounded half
+/// to even at the end. Bit for bit as on x86-64 with AVX2 and later; elsewhere torch itself may differ by one in isolated values.
+///
+/// # Source
+/// `separable_upsample_generic_Nd_kernel_impl`, PyTorch 2.15 `UpSampleKernel.cpp`. Which of its multiplications are fused with the
+/// addition after them was found by comparing with its output.
+pub(crate) fn torch_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let columns = torch_windows(image.width(), width);
+    let row_values = width as usize * 3;
+    let mut between = vec![0_f32; image.height() as usize * row_values];
+    let rows = image.as_raw().par_chunks_exact(image.width() as usize * 3);
+    between
+        .par_chunks_exact_mut(row_values)
+        .zip(rows)
+        .for_each(|(out, row)| {
+            for (pixel, (first, weights)) in out.chunks_exact_mut(3).zip(&columns) {
+                let mut sums = [0_f32; 3];
+                weigh(&mut sums, &row[first * 3..], weights);
+                pixel.copy_from_slice(&sums);
+            }
+        });
+    let lines = torch_windows(image.height(), height);
+    let mut out = vec![0_u8; height as usize * row_values];
+    out.par_chunks_exact_mut(row_values)
+        .zip(&lines)
+        .for_each(|(out, (first, weights))| {
+            let mut sums = vec![0_f32; row_values];
+            weigh(&mut sums, &between[first * row_values..], weights);
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = round_to_even(sum);
+            }
+        });
+    rgb(width, height, out)
+}
+
+/// Adds one tap after another, each as many values as `sums`.
+///
+/// torch's compiler takes the taps after the first four at a time, with products rounded before they are added, and fuses only the up
+/// to three that remain.
+fn weigh<S: Copy + Into<f32>>(sums: &mut [f32], values: &[S], weights: &[f32]) {
+    let rounded = 1 + (weights.len() - 1) / 4 * 4;
+    let taps = values.chunks_exact(sums.len()).zip(weights).enumerate();
+    for (tap, (values, &weight)) in taps {
+        if tap < rounded {
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum += value.into() * weight;
+            }
+        } else {
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum = fused(value.into(), weight, *sum);
+            }
+        }
+    }
+}
+
+/// The windows of [`windows`] as torch computes them: in f32.
+fn torch_windows(input: u32, output: u32) -> Vec<(usize, Vec<f32>)> {
+    let scale = input as f32 / output as f32;
+    let stretch = scale.max(1.0);
+    let support = SUPPORT as f32 * stretch;
+    let inverse = (1.0 / f64::from(stretch)) as f32;
+    let most = support.ceil() as usize * 2 + 1;
+    (0..output)
+        .map(|pixel| {
+            // The halves are doubles in the C++ code, so its expressions widen and narrow again.
+            let center = (f64::from(scale) * (f64::from(pixel) + 0.5)) as f32;
+            let first = (f64::from(center - support) + 0.5) as usize;
+            let end = ((f64::from(center + support) + 0.5) as usize).min(input as usize);
+            let mut weights: Vec<f32> = (first..end.min(first + most))
+                .map(|source| {
+                    let distance = f64::from(source as f32 - center) + 0.5;
+                    torch_cubic((distance * f64::from(inverse)) as f32)
+                })
+                .collect();
+            let total: f32 = weights.iter().sum();
+            for weight in &mut weights {
+                *weight /= total;
+            }
+            (first, weights)
+        })
+        .collect()
+}
+
+/// The cubic kernel with a = -0.5, as torch's build evaluates it.
+fn torch_cubic(x: f32) -> f32 {
     const A: f32 = -0.5;
     let x = x.abs();
     if x < 1.0 {
@@ -188,139 +231,17 @@ fn cubic_f32(x: f32) -> f32 {
     }
 }
 
-/// `a * b + c` rounded once. The product of two f32 is exact in f64, so this is a fused multiply-add but for one double rounding
-/// in some hundred million, and needs no instruction that not every machine has.
-#[inline(always)]
+/// `a * b + c`, rounded once. The product of two f32 is exact in f64, so but for a double rounding once in some hundred million this
+/// is the fused operation, and it needs no instruction a machine may lack.
+#[inline]
 pub(crate) fn fused(a: f32, b: f32, c: f32) -> f32 {
     (f64::from(a) * f64::from(b) + f64::from(c)) as f32
 }
 
-/// Clamps and rounds half to even: at this magnitude an f32 of 2^23 and more has no fraction bits left.
+/// Clamps and rounds half to even: an f32 as large as 2^23 has no bits left for a fraction, and adding it rounds.
 fn round_to_even(value: f32) -> u8 {
-    const SHIFT: f32 = 8_388_608.0;
-    ((value.clamp(0.0, 255.0) + SHIFT) - SHIFT) as u8
-}
-
-/// How one output row comes of weighted input rows: rows, their length, weights, output.
-type Blend<S, D, W> = fn(&[S], usize, &[W], &mut [D]);
-
-/// Weights rows into every output row. `rows` is `[inputs, row_len]`, the result `[outputs, row_len]`.
-fn vertical<S: Copy + Sync, D: Copy + Default + Send, W: Sync>(
-    rows: &[S],
-    taps: &Taps<W>,
-    row_len: usize,
-    blend: Blend<S, D, W>,
-) -> Vec<D> {
-    let mut out = vec![D::default(); taps.outputs() * row_len];
-    out.par_chunks_exact_mut(row_len)
-        .enumerate()
-        .for_each(|(output, row)| {
-            let (first, weights) = taps.get(output);
-            blend(&rows[first * row_len..], row_len, weights, row);
-        });
-    out
-}
-
-/// Weights the pixels of each row. `rows` is `[height, width, 3]`, the result `[height, outputs, 3]`.
-///
-/// [`ROWS`] rows at a time are laid side by side, `[width, 3, ROWS]`, which turns this into the vertical pass.
-fn horizontal<S: Copy + Default + Sync, D: Copy + Default + Send, W: Sync>(
-    rows: &[S],
-    taps: &Taps<W>,
-    width: usize,
-    blend: Blend<S, D, W>,
-) -> Vec<D> {
-    let (row_len, new_row_len) = (width * CHANNELS, taps.outputs() * CHANNELS);
-    let mut out = vec![D::default(); rows.len() / row_len * new_row_len];
-    out.par_chunks_mut(new_row_len * ROWS)
-        .zip(rows.par_chunks(row_len * ROWS))
-        .for_each_init(
-            || vec![S::default(); row_len * ROWS],
-            |sides, (new_block, block)| {
-                for (lane, row) in block.chunks_exact(row_len).enumerate() {
-                    for (side, &sample) in sides.chunks_exact_mut(ROWS).zip(row) {
-                        side[lane] = sample;
-                    }
-                } // [width, 3, ROWS]
-                blend_columns(sides, taps, new_block, blend);
-            },
-        );
-    out
-}
-
-/// The columns of one block of rows: `sides` is `[width, 3, ROWS]`, `block` up to [`ROWS`] rows of `[outputs, 3]`.
-fn blend_columns<S, D: Copy + Default, W>(
-    sides: &[S],
-    taps: &Taps<W>,
-    block: &mut [D],
-    blend: Blend<S, D, W>,
-) {
-    let mut column = [D::default(); SIDE];
-    for output in 0..taps.outputs() {
-        let (first, weights) = taps.get(output);
-        blend(&sides[first * SIDE..], SIDE, weights, &mut column); // [3, ROWS]
-        for (lane, row) in block
-            .chunks_exact_mut(taps.outputs() * CHANNELS)
-            .enumerate()
-        {
-            for (channel, value) in row[output * CHANNELS..][..CHANNELS].iter_mut().enumerate() {
-                *value = column[channel * ROWS + lane];
-            }
-        }
-    }
-}
-
-/// Pillow's inner loop: fixed-point sums, rounded and clamped to 8 bits.
-fn blend_fixed(rows: &[u8], row_len: usize, weights: &[i32], out: &mut [u8]) {
-    for (chunk, out) in out.chunks_mut(LANES).enumerate() {
-        let mut sums = [1 << (PRECISION_BITS - 1); LANES];
-        for (tap, &weight) in weights.iter().enumerate() {
-            add(
-                &mut sums,
-                &rows[tap * row_len + chunk * LANES..][..out.len()],
-                |sum, sample| sum + i32::from(sample) * weight,
-            );
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
-        }
-    }
-}
-
-/// torch's inner loop. Its compiler handles the taps after the first four at a time, with a rounded product added in order, and
-/// fuses only the up to three that remain.
-fn blend_float<S: Copy + Into<f32>>(rows: &[S], row_len: usize, weights: &[f32], out: &mut [f32]) {
-    let plain = 1 + (weights.len() - 1) / 4 * 4;
-    for (chunk, out) in out.chunks_mut(LANES).enumerate() {
-        let mut sums = [0.0; LANES];
-        for (tap, &weight) in weights.iter().enumerate() {
-            let samples = &rows[tap * row_len + chunk * LANES..][..out.len()];
-            if tap < plain {
-                add(&mut sums, samples, |sum, sample| {
-                    sum + sample.into() * weight
-                });
-            } else {
-                add(&mut sums, samples, |sum, sample| {
-                    fused(sample.into(), weight, sum)
-                });
-            }
-        }
-        out.copy_from_slice(&sums[..out.len()]);
-    }
-}
-
-/// Adds one tap to up to [`LANES`] sums. A whole chunk has a length the compiler knows, which keeps its sums in registers.
-#[inline(always)]
-fn add<S: Copy, A: Copy>(sums: &mut [A; LANES], samples: &[S], step: impl Fn(A, S) -> A) {
-    if let Ok(samples) = <&[S; LANES]>::try_from(samples) {
-        for (sum, &sample) in sums.iter_mut().zip(samples) {
-            *sum = step(*sum, sample);
-        }
-    } else {
-        for (sum, &sample) in sums.iter_mut().zip(samples) {
-            *sum = step(*sum, sample);
-        }
-    }
+    const WHOLE: f32 = 8_388_608.0;
+    ((value.clamp(0.0, 255.0) + WHOLE) - WHOLE) as u8
 }
 
 #[cfg(test)]
