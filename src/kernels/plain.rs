@@ -100,11 +100,7 @@ pub(super) fn attention([q, k, v]: [&Tensor; 3], spans: &Spans, heads: Heads) ->
         if spans.causal {
             scores = scores.broadcast_add(&causal_mask(queries.len(), keys.len(), q.device())?)?;
         }
-        let highest = scores.max_keepdim(D::Minus1)?;
-        let weights = scores.broadcast_sub(&highest)?.exp()?;
-        let weights = weights
-            .broadcast_div(&weights.sum_keepdim(D::Minus1)?)?
-            .to_dtype(v.dtype())?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
         let weights = weights.reshape((heads.kv_heads, group * queries.len(), keys.len()))?;
         let mixed =
             weights
