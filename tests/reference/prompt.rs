@@ -72,8 +72,8 @@ fn every_picture_has_the_reference_grid_and_pixels() {
                     .map(|m| serde_json::json!([m.grid.t, m.grid.h, m.grid.w]))
                     .collect();
                 assert_eq!(&ours, expected, "{id}: {grids}");
-                // JPEG and video files are another decoder's pixels: `encoder` bounds what they do to the vector.
-                if has(request, "jpg") || is_video {
+                // What FFmpeg decodes differs between its versions: `encoder` bounds what that does to the vector.
+                if has(request, "mp4") && is_video {
                     continue;
                 }
                 let mut digest = Sha256::new();

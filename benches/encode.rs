@@ -1,0 +1,101 @@
+//! The bare encoder: forward passes of fixed inputs, without HTTP, tokenizer or batcher.
+//!
+//! `cargo bench --bench encode` runs the embedded tiny model; `MANIFOLD_BENCH_MODEL=<directory>` another one, for instance a
+//! full-size random checkpoint of `tests/fixtures/scripts/make_random_checkpoint.py`, and `MANIFOLD_BENCH_DTYPE` is `f32` or `bf16`.
+//! Each case prints the median of its runs; each run must give the same bits as the first.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use manifold::engine::{Checkpoint, CheckpointSource};
+use manifold::kernels::{Kernels, Precision};
+use manifold::model::{GridThw, PackedBatch, Patches, Qwen3VlEncoder, Sequence};
+
+/// Runs that count; one before them warms the caches.
+const RUNS: usize = 3;
+
+/// A sequence of `tokens` ordinary tokens.
+fn text(tokens: u32, vocabulary: u32, seed: u32) -> Sequence {
+    let positions: Vec<u32> = (0..tokens).collect();
+    Sequence {
+        input_ids: (0..tokens)
+            .map(|i| (i * 37 + seed * 101) % (vocabulary / 2))
+            .collect(),
+        position_ids: [positions.clone(), positions.clone(), positions],
+        media: Vec::new(),
+        vision_rows: Vec::new(),
+    }
+}
+
+/// A picture of `grid` and one token after it.
+fn image(grid: GridThw, pad: u32) -> Sequence {
+    let tokens = grid.vision_tokens() as u32;
+    let pixels = (0..grid.patches() * 1536)
+        .map(|i| (i * 31 % 251) as u8)
+        .collect();
+    Sequence {
+        input_ids: std::iter::repeat_n(pad, tokens as usize)
+            .chain([1])
+            .collect(),
+        media: vec![Arc::new(Patches { grid, pixels })],
+        vision_rows: (0..tokens).collect(),
+        ..text(tokens + 1, pad, 0)
+    }
+}
+
+fn run(name: &str, encoder: &Qwen3VlEncoder, sequences: &[Sequence]) {
+    let batch = PackedBatch::pack(sequences);
+    let encode = || {
+        encoder
+            .forward(&batch)
+            .and_then(|rows| rows.to_vec2::<f32>())
+            .expect("a forward pass")
+    };
+    let first = encode();
+    let mut times: Vec<Duration> = (0..RUNS)
+        .map(|_| {
+            let started = Instant::now();
+            let rows = encode();
+            let took = started.elapsed();
+            assert_eq!(rows, first, "{name}: another run, other bits");
+            took
+        })
+        .collect();
+    times.sort();
+    let median = times[RUNS / 2].as_secs_f64();
+    println!(
+        "encode/{name:<18} {:>10.1} ms {:>10.1} tokens/s",
+        median * 1e3,
+        batch.tokens() as f64 / median
+    );
+}
+
+fn main() {
+    let source = match std::env::var_os("MANIFOLD_BENCH_MODEL") {
+        Some(directory) => CheckpointSource::Directory(directory.into()),
+        None => CheckpointSource::Embedded,
+    };
+    let precision = match std::env::var("MANIFOLD_BENCH_DTYPE").as_deref() {
+        Ok("bf16") => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let checkpoint = Checkpoint::open(&source).expect("a checkpoint");
+    let config = checkpoint.model_config().expect("a configuration");
+    let encoder = Qwen3VlEncoder::load(&config, &checkpoint.weights, Kernels::host(precision))
+        .expect("weights that fit");
+    println!("{} in {precision:?}", checkpoint.name);
+    let vocabulary = config.text.vocab_size as u32;
+    let texts = |count: u32, tokens| {
+        (0..count)
+            .map(|seed| text(tokens, vocabulary, seed))
+            .collect::<Vec<_>>()
+    };
+    run("text/1x32", &encoder, &texts(1, 32));
+    run("text/1x512", &encoder, &texts(1, 512));
+    run("text/8x128", &encoder, &texts(8, 128));
+    run(
+        "image/1024x768",
+        &encoder,
+        &[image(GridThw { t: 1, h: 48, w: 64 }, config.image_token_id)],
+    );
+}
