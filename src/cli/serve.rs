@@ -213,3 +213,29 @@ fn listen_for_signals() -> anyhow::Result<watch::Receiver<u32>> {
     });
     Ok(receiver)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ConfigArgs, Inputs};
+
+    fn config(port: &str) -> Config {
+        let inputs = Inputs {
+            args: &ConfigArgs::default(),
+            environment: vec![("MANIFOLD_PORT".into(), port.into())],
+            file: None,
+            is_directory: &|_| false,
+        };
+        Config::resolve(&inputs).expect("no fault")
+    }
+
+    #[tokio::test]
+    async fn port_zero_is_a_free_one_and_a_taken_one_is_an_error_that_names_it() {
+        let listener = bind(&config("0")).await.expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        assert_ne!(port, 0);
+        let fault = bind(&config(&port.to_string())).await.expect_err("taken");
+        let expected = format!("cannot listen on 127.0.0.1, port {port}");
+        assert_eq!(fault.to_string(), expected);
+    }
+}
