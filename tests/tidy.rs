@@ -411,7 +411,7 @@ fn no_path_of_a_machine(path: &str, text: &str) -> Vec<String> {
     for (index, line) in text.lines().enumerate() {
         for mark in marks {
             for (at, _) in line.match_indices(mark) {
-                // `https://example.org/work/` and `../work/` are no absolute paths.
+                // `https://example.org/home/` and `../home/` are no absolute paths.
                 let before = line[..at].chars().next_back();
                 let absolute = before.is_none_or(|c| !c.is_alphanumeric() && !"_.-~})".contains(c));
                 let after = line[at + mark.len()..].chars().next();
