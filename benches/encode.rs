@@ -24,6 +24,7 @@ fn text(tokens: u32, vocabulary: u32, seed: u32) -> Sequence {
         position_ids: [positions.clone(), positions.clone(), positions],
         media: Vec::new(),
         vision_rows: Vec::new(),
+        prefix_tokens: 0,
     }
 }
 

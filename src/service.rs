@@ -45,6 +45,7 @@ type Outcome<T> = Result<T, ServiceError>;
 /// A row of the engine, and what is told about its input.
 struct Computed {
     row: Vec<f32>,
+    cached_tokens: usize,
     tokens: TokenCounts,
     truncated: bool,
 }
@@ -141,6 +142,7 @@ impl Embedder {
             Ok(Embedded {
                 vector,
                 tokens: computed.tokens,
+                cached_tokens: computed.cached_tokens,
                 truncated: computed.truncated,
             })
         };
@@ -204,6 +206,7 @@ impl Embedder {
             first_wait = Some(first_wait.map_or(computed.queued, |wait| computed.queued.min(wait)));
             rows.push(Ok(Computed {
                 row: computed.row,
+                cached_tokens: computed.cached_tokens,
                 tokens,
                 truncated,
             }));

@@ -66,6 +66,7 @@ struct Details {
     text_tokens: usize,
     image_tokens: usize,
     video_tokens: usize,
+    /// How many of all of them were reused.
     cached_tokens: usize,
 }
 
@@ -78,10 +79,12 @@ pub(super) struct Envelope {
 
 fn usage(outputs: &[Result<Embedded, ServiceError>]) -> Usage {
     let mut sum = TokenCounts::default();
+    let mut cached_tokens = 0;
     for output in outputs.iter().flatten() {
         sum.text_tokens += output.tokens.text_tokens;
         sum.image_tokens += output.tokens.image_tokens;
         sum.video_tokens += output.tokens.video_tokens;
+        cached_tokens += output.cached_tokens;
     }
     Usage {
         prompt_tokens: sum.total(),
@@ -90,7 +93,7 @@ fn usage(outputs: &[Result<Embedded, ServiceError>]) -> Usage {
             text_tokens: sum.text_tokens,
             image_tokens: sum.image_tokens,
             video_tokens: sum.video_tokens,
-            cached_tokens: 0,
+            cached_tokens,
         },
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use queue::Queue;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Encoded, Engine, EngineError};
 use crate::model::{PackedBatch, Sequence};
 
 /// How batches are formed and when the queue is full.
@@ -71,6 +71,8 @@ pub enum BatcherError {
 pub struct Embedding {
     /// `[hidden_size]`, not normalised.
     pub row: Vec<f32>,
+    /// How many of its tokens were kept from an earlier pass.
+    pub cached_tokens: usize,
     /// Time in the queue.
     pub queued: Duration,
     /// Time of the forward pass it was part of.
@@ -195,7 +197,7 @@ impl Batcher {
     fn with_encoder<E, F>(policy: BatchPolicy, encode: E) -> Self
     where
         E: Fn(PackedBatch) -> F + Send + Sync + 'static,
-        F: Future<Output = Result<Vec<Vec<f32>>, EngineError>> + Send + 'static,
+        F: Future<Output = Result<Vec<Encoded>, EngineError>> + Send + 'static,
     {
         let state = State {
             queue: Queue::new(policy),

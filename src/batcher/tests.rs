@@ -1,4 +1,5 @@
-//! The batcher around a device that does what a test tells it: rows spell the first id of their sequence, so that a swapped row shows.
+//! The batcher around a device that does what a test tells it: rows spell the first id of their sequence, so that a swapped row shows,
+//! and every prefix is as if kept.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,14 +13,19 @@ fn sequence(id: u32, tokens: usize) -> Sequence {
         position_ids: std::array::from_fn(|_| (0..tokens as u32).collect()),
         media: Vec::new(),
         vision_rows: Vec::new(),
+        prefix_tokens: 0,
     }
 }
 
-fn rows(batch: &PackedBatch) -> Vec<Vec<f32>> {
+fn rows(batch: &PackedBatch) -> Vec<Encoded> {
     let starts = &batch.cu_seqlens[..batch.sequences()];
     starts
         .iter()
-        .map(|&start| vec![batch.input_ids[start as usize] as f32])
+        .zip(&batch.prefix_tokens)
+        .map(|(&start, &prefix_tokens)| Encoded {
+            row: vec![batch.input_ids[start as usize] as f32],
+            cached_tokens: prefix_tokens,
+        })
         .collect()
 }
 
@@ -123,6 +129,25 @@ async fn the_poisoned_member_of_a_batch_fails_alone() {
     ));
     assert_eq!(outcomes[2].as_ref().unwrap(), &[2.0]);
     assert_eq!(device.sizes(), [3, 1, 1, 1]);
+}
+
+#[tokio::test]
+async fn each_row_comes_with_its_own_count_of_cached_tokens() {
+    // 13 makes the batch fail, so the others' counts are those of a pass alone.
+    for ids in [[1, 2, 3], [1, 13, 3]] {
+        let batcher = Device::new(100).batcher(POLICY);
+        let sequences = ids.map(|id| Sequence {
+            prefix_tokens: id as usize % 3,
+            ..sequence(id, 2)
+        });
+        for (id, pending) in ids
+            .into_iter()
+            .zip(batcher.submit(sequences.into()).unwrap())
+        {
+            let cached = pending.row().await.map(|embedding| embedding.cached_tokens);
+            assert_eq!(cached.ok(), (id != 13).then_some(id as usize % 3));
+        }
+    }
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{BatcherError, Embedding, Outcome, Shared, Ticket};
-use crate::engine::EngineError;
+use crate::engine::{Encoded, EngineError};
 use crate::model::PackedBatch;
 
-type Rows = Result<Vec<Vec<f32>>, EngineError>;
+type Rows = Result<Vec<Encoded>, EngineError>;
 
 /// A batch ready for the engine, and who waits for its rows.
 struct Formed {
@@ -119,8 +119,9 @@ async fn settle<E, F>(
 {
     let forward = started.elapsed();
     let sequences = tickets.len();
-    let outcome = |row: Vec<f32>, ticket: &Ticket| Embedding {
-        row,
+    let outcome = |encoded: Encoded, ticket: &Ticket| Embedding {
+        row: encoded.row,
+        cached_tokens: encoded.cached_tokens,
         queued: started - ticket.since,
         forward,
     };
@@ -155,7 +156,7 @@ async fn settle<E, F>(
     }
 }
 
-async fn alone<E, F>(encode: &E, ticket: &Ticket) -> Result<Vec<f32>, BatcherError>
+async fn alone<E, F>(encode: &E, ticket: &Ticket) -> Result<Encoded, BatcherError>
 where
     E: Fn(PackedBatch) -> F,
     F: Future<Output = Rows>,

@@ -87,13 +87,15 @@ fn compare(config: &Config) -> anyhow::Result<Vec<Comparison>> {
     for (case, bound, sequence) in &prepared {
         let row = runtime
             .block_on(engine.encode(PackedBatch::pack([sequence])))?
-            .remove(0);
+            .remove(0)
+            .row;
         rows.push(case.against(&row, *bound)?);
         alone.push(row);
     }
     if prepared.len() > 1 {
         let batch = PackedBatch::pack(prepared.iter().map(|(.., sequence)| sequence));
         let together = runtime.block_on(engine.encode(batch))?;
+        let together: Vec<Vec<f32>> = together.into_iter().map(|encoded| encoded.row).collect();
         rows.push(batch_against_alone(&together, &alone, info.device == "cpu"));
     }
     Ok(rows)

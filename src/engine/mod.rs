@@ -1,4 +1,4 @@
-//! The thread that owns the device and the model. In: a [`PackedBatch`]. Out: one row a sequence.
+//! The thread that owns the device and the model. In: a [`PackedBatch`]. Out: one [`Encoded`] a sequence.
 
 pub mod checkpoint;
 mod device;
@@ -77,12 +77,21 @@ pub struct EngineInfo {
     pub parameters: u64,
 }
 
-type Rows = Result<Vec<Vec<f32>>, EngineError>;
+/// What came of one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// `[hidden_size]`: pooled, after the final norm, not normalised.
+    pub row: Vec<f32>,
+    /// How many of its first tokens were not computed again, their keys and values being kept from an earlier pass.
+    pub cached_tokens: usize,
+}
+
+type Outcome = Result<Vec<Encoded>, EngineError>;
 
 /// A batch and where its rows go.
 struct Job {
     batch: PackedBatch,
-    reply: oneshot::Sender<Rows>,
+    reply: oneshot::Sender<Outcome>,
 }
 
 /// The handle of the engine thread. Cloning it clones the handle; the thread ends when the last one is dropped.
@@ -150,12 +159,12 @@ impl Engine {
         &self.info
     }
 
-    /// One forward pass: one pooled row (`[hidden_size]`, after the final norm, not normalised) for each sequence, in order.
+    /// One forward pass: one [`Encoded`] for each sequence, in order.
     ///
     /// # Errors
     /// [`EngineError::Panicked`] or [`EngineError::Forward`] when the pass failed: the thread lives on.
     /// [`EngineError::Stopped`] when it does not.
-    pub async fn encode(&self, batch: PackedBatch) -> Result<Vec<Vec<f32>>, EngineError> {
+    pub async fn encode(&self, batch: PackedBatch) -> Result<Vec<Encoded>, EngineError> {
         let (reply, rows) = oneshot::channel();
         self.jobs
             .send(Job { batch, reply })
@@ -164,11 +173,18 @@ impl Engine {
     }
 }
 
-fn run(encoder: &Qwen3VlEncoder, pool: &rayon::ThreadPool, batch: &PackedBatch) -> Rows {
+fn run(encoder: &Qwen3VlEncoder, pool: &rayon::ThreadPool, batch: &PackedBatch) -> Outcome {
     // The encoder is only read, so a panic leaves nothing half-done behind.
     let pass = AssertUnwindSafe(|| pool.install(|| encoder.forward(batch)?.to_vec2::<f32>()));
     match catch_unwind(pass) {
-        Ok(rows) => rows.map_err(|error| EngineError::Forward {
+        Ok(Ok(rows)) => {
+            let encoded = |row| Encoded {
+                row,
+                cached_tokens: 0,
+            };
+            Ok(rows.into_iter().map(encoded).collect())
+        }
+        Ok(Err(error)) => Err(EngineError::Forward {
             reason: error.to_string(),
         }),
         Err(_) => Err(EngineError::Panicked),

@@ -55,6 +55,10 @@ pub struct Sequence {
     pub media: Vec<Arc<Patches>>,
     /// `[vision_tokens]`, ascending.
     pub vision_rows: Vec<u32>,
+    /// How many of the first `input_ids` are the template's own: text at positions 0, 1, 2, …, the same ids for every input with
+    /// this instruction up to that many, so what the encoder keeps of them serves the next input too. Fewer than all tokens; 0 where
+    /// there is no template.
+    pub prefix_tokens: usize,
 }
 
 /// Many sequences concatenated, without padding: what one forward pass computes.
@@ -68,6 +72,8 @@ pub struct PackedBatch {
     pub cu_seqlens: Vec<u32>,
     /// Length of the longest sequence in tokens.
     pub max_seqlen: u32,
+    /// `[sequences]`: each sequence's [`Sequence::prefix_tokens`].
+    pub prefix_tokens: Vec<usize>,
     /// Images and videos of all sequences, in order.
     pub media: Vec<Arc<Patches>>,
     /// `[vision_tokens]`: rows of the packed tokens that vision features fill.
@@ -92,6 +98,7 @@ impl PackedBatch {
                 .vision_rows
                 .extend(sequence.vision_rows.iter().map(|row| start + row));
             batch.cu_seqlens.push(batch.input_ids.len() as u32);
+            batch.prefix_tokens.push(sequence.prefix_tokens);
             batch.max_seqlen = batch.max_seqlen.max(sequence.input_ids.len() as u32);
         }
         batch

@@ -21,6 +21,8 @@ pub(super) struct Draft {
     /// Text not yet tokenised, and which bytes of it the user wrote: ascending, none touching the next.
     pub(super) text: String,
     pub(super) user: Vec<Range<usize>>,
+    /// How many ids stand before the text the user's first part may merge with; `None` without a template.
+    pub(super) fixed: Option<usize>,
     /// Whether a text was shortened before it was tokenised.
     pub(super) clipped: bool,
 }

@@ -20,11 +20,15 @@ use crate::model::{GridThw, Sequence};
 pub(crate) const DEFAULT_INSTRUCTION: &str = "Represent the user's input.";
 /// What the reference embeds for an input without any part.
 const NO_PART: &str = "NULL";
+/// What the template says between its last special token before the user's parts and the first of them.
+const USER_ROLE: &str = "user\n";
 
 /// A tokenizer and the template around what it encodes.
 #[derive(Debug)]
 pub(super) struct Template {
     tokenizer: TextTokenizer,
+    /// The ids of [`USER_ROLE`] where nothing follows that merges with it.
+    user_role: Vec<u32>,
 }
 
 /// What a placeholder stands for.
@@ -40,7 +44,11 @@ impl Template {
         vision: VisionTokenIds,
     ) -> Result<Self, ProcessorError> {
         let tokenizer = TextTokenizer::new(tokenizer_json, vision)?;
-        Ok(Template { tokenizer })
+        let user_role = tokenizer.encode(USER_ROLE)?.ids;
+        Ok(Template {
+            tokenizer,
+            user_role,
+        })
     }
 
     pub(super) fn prepare(
@@ -59,7 +67,8 @@ impl Template {
             self.special(&mut draft, ids.im_end, limit)?;
             draft.text.push('\n');
             self.special(&mut draft, ids.im_start, limit)?;
-            draft.text.push_str("user\n");
+            draft.fixed = Some(draft.ids.len());
+            draft.text.push_str(USER_ROLE);
         }
         if prompt.parts.is_empty() {
             draft.text.push_str(NO_PART);
@@ -113,6 +122,7 @@ impl Template {
         draft: Draft,
         truncated: bool,
     ) -> Result<Prepared, ProcessorError> {
+        let prefix = self.prefix_tokens(&draft);
         let Draft {
             ids,
             mut spans,
@@ -149,6 +159,8 @@ impl Template {
                 .flat_map(|(start, grid)| *start as u32..(*start + grid.vision_tokens()) as u32)
                 .collect(),
             media,
+            // What is pooled is always computed, also where truncation left nothing but the template.
+            prefix_tokens: prefix.map_or(0, |prefix| (before + prefix).min(input_ids.len() - 1)),
             input_ids,
         };
         Ok(Prepared {
@@ -156,6 +168,24 @@ impl Template {
             tokens,
             truncated,
         })
+    }
+
+    /// How many of a draft's first ids every input with its instruction may share; `None` without a template.
+    ///
+    /// The special tokens split the text, so the ids up to and with the last one before the user's parts depend on the instruction
+    /// alone. What follows is tokenised together with the user's text, which may merge with it: `user\n` before `\nhello` ends in
+    /// the one token `\n\n`. So ids are compared, not places in the text: of `user\n` those count that it has alone too. Whatever a
+    /// tokenizer merges or normalises, what is counted is the beginning of one list of ids, and the same ids are the same keys and
+    /// values.
+    fn prefix_tokens(&self, draft: &Draft) -> Option<usize> {
+        // Truncation may have cut the prompt before the user's turn.
+        let fixed = draft.fixed?.min(draft.ids.len());
+        let shared = draft.ids[fixed..]
+            .iter()
+            .zip(&self.user_role)
+            .take_while(|(id, alone)| id == alone)
+            .count();
+        Some(fixed + shared)
     }
 
     fn part(

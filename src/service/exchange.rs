@@ -122,8 +122,10 @@ pub enum Cause {
 pub struct Embedded {
     /// Cut, and normalised if asked.
     pub vector: Vec<f32>,
-    /// Tokens computed.
+    /// Tokens of the input.
     pub tokens: TokenCounts,
+    /// How many of them were not computed again but kept from an earlier pass.
+    pub cached_tokens: usize,
     /// Whether text was cut.
     pub truncated: bool,
 }

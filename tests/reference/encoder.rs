@@ -34,6 +34,7 @@ fn sequence(fixture: &Fixture, request: &Value) -> Sequence {
     Sequence {
         input_ids,
         position_ids: [positions.clone(), positions.clone(), positions],
+        prefix_tokens: 0,
         ..prepared.sequence
     }
 }

@@ -18,6 +18,7 @@ fn output(vector: &[f32]) -> Result<Embedded, ServiceError> {
             image_tokens: 3,
             video_tokens: 2,
         },
+        cached_tokens: 4,
         truncated: false,
     })
 }
@@ -60,7 +61,7 @@ async fn the_answer_has_openais_shape_and_the_shortest_floats() {
     assert_eq!(response.headers()["content-type"], "application/json");
     let object = r#"{"object":"embedding","index":INDEX,"embedding":[0.6,-0.8,1e-7]}"#;
     let objects = [object.replace("INDEX", "0"), object.replace("INDEX", "1")].join(",");
-    let usage = r#""usage":{"prompt_tokens":20,"total_tokens":20,"prompt_tokens_details":{"text_tokens":10,"image_tokens":6,"video_tokens":4,"cached_tokens":0}}"#;
+    let usage = r#""usage":{"prompt_tokens":20,"total_tokens":20,"prompt_tokens_details":{"text_tokens":10,"image_tokens":6,"video_tokens":4,"cached_tokens":8}}"#;
     let expected = format!(
         r#"{{"object":"list","id":"embd-1","created":7,"model":"m","data":[{objects}],{usage}}}"#
     );

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::super::text_tokenizer::TemplateIds;
 use super::*;
 use crate::model::Patches;
 
@@ -367,7 +368,189 @@ fn long_runs_cost_linear_time_and_decode_to_themselves() {
     }
 }
 
+/// The ids of a prompt up to where the user's first part begins, tokenised without one.
+fn prefix(instructed: &str) -> Vec<u32> {
+    let tokenizer = template().tokenizer;
+    let encode = |text: &str| tokenizer.encode(text).unwrap().ids;
+    let TemplateIds {
+        im_start, im_end, ..
+    } = tokenizer.ids();
+    [
+        vec![im_start],
+        encode(&format!("system\n{instructed}")),
+        vec![im_end],
+        encode("\n"),
+        vec![im_start],
+        encode("user\n"),
+    ]
+    .concat()
+}
+
+#[test]
+fn inputs_with_the_same_instruction_share_the_prefix_whatever_the_user_s_text_begins_with() {
+    let template = template();
+    // The first characters, and whether the template's line break stays a token of its own before them.
+    let beginnings = [
+        ("", true),
+        ("hello", true),
+        (" hello", true),
+        ("   ", true),
+        ("\t", true),
+        ("\u{301}e", true),
+        ("e\u{301}", true),
+        ("\u{11a8}", true),
+        ("user\n", true),
+        ("<|im_end|>", true),
+        ("<|im_start|>user\n", true),
+        ("<|vision_start|>", true),
+        ("<think>", true),
+        ("\r\nhello", true),
+        ("\n", false),
+        ("\nhello", false),
+        ("\n\n\n", false),
+        ("\n<|im_end|>", false),
+    ];
+    for (given, instructed) in [
+        (None, DEFAULT_INSTRUCTION),
+        (Some("Find similar news"), "Find similar news."),
+        (Some("a\n<|im_end|>\n!"), "a\n<|im_end|>\n!"),
+    ] {
+        let shared = prefix(instructed);
+        for (beginning, apart) in beginnings {
+            let prompt = Prompt {
+                instruction: given.map(str::to_owned),
+                ..text(&[beginning, "and more"])
+            };
+            let sequence = template.prepare(&prompt, NO_LIMIT).unwrap().sequence;
+            let expected = shared.len() - usize::from(!apart);
+            assert_eq!(sequence.prefix_tokens, expected, "{beginning:?}");
+            assert_eq!(
+                sequence.input_ids[..expected],
+                shared[..expected],
+                "{beginning:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_prefix_ends_before_a_first_part_that_is_no_text() {
+    let shared = prefix(DEFAULT_INSTRUCTION);
+    let frames = Patches {
+        grid: GridThw { t: 1, h: 4, w: 4 },
+        pixels: vec![0; 16 * 1536],
+    };
+    let video = PromptPart::Video(VideoPatches {
+        patches: Arc::new(frames),
+        timestamps: vec![0.5],
+    });
+    let line_break = template().tokenizer.encode("\n").unwrap().ids;
+    for (parts, next) in [
+        (vec![image(4, 4)], Some(IDS.vision_start_token_id)),
+        (vec![video], None),
+        (
+            vec![PromptPart::TokenIds(line_break.clone())],
+            Some(line_break[0]),
+        ),
+        (Vec::new(), None),
+    ] {
+        let prompt = Prompt {
+            parts,
+            ..Prompt::default()
+        };
+        let sequence = template().prepare(&prompt, NO_LIMIT).unwrap().sequence;
+        let (found, rest) = sequence.input_ids.split_at(sequence.prefix_tokens);
+        assert_eq!(found, shared);
+        assert!(next.is_none_or(|next| rest[0] == next));
+        let first_row = sequence.vision_rows.first();
+        assert!(first_row.is_none_or(|&row| row as usize > shared.len()));
+        for axis in &sequence.position_ids {
+            assert!(
+                axis.iter()
+                    .take(shared.len())
+                    .copied()
+                    .eq(0..shared.len() as u32)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_raw_input_has_no_prefix_and_a_post_processor_s_first_token_belongs_to_it() {
+    for words in ["hello", "user\n", "", "<|im_start|>system\n"] {
+        let raw = Prompt {
+            raw: true,
+            ..text(&[words])
+        };
+        let sequence = template().prepare(&raw, NO_LIMIT).unwrap().sequence;
+        assert_eq!(sequence.prefix_tokens, 0);
+    }
+    let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
+    let mut prefixing = json["post_processor"]["processors"][1].take();
+    prefixing["single"].as_array_mut().unwrap().reverse();
+    json["post_processor"] = prefixing;
+    let prefixing = Template::new(json.to_string().as_bytes(), IDS).unwrap();
+    let sequence = prefixing.prepare(&text(&["a"]), NO_LIMIT).unwrap().sequence;
+    let shared = [vec![EOT], prefix(DEFAULT_INSTRUCTION)].concat();
+    assert_eq!(sequence.input_ids[..sequence.prefix_tokens], shared);
+    let raw = Prompt {
+        raw: true,
+        ..text(&["a"])
+    };
+    let sequence = prefixing.prepare(&raw, NO_LIMIT).unwrap().sequence;
+    assert_eq!(sequence.prefix_tokens, 0);
+}
+
+#[test]
+fn a_cut_prompt_keeps_the_prefix_that_is_left_and_one_token_to_compute() {
+    let mut json: serde_json::Value = serde_json::from_slice(TOKENIZER).unwrap();
+    json["post_processor"] = serde_json::Value::Null;
+    let bare = Template::new(json.to_string().as_bytes(), IDS).unwrap();
+    let shared = prefix(DEFAULT_INSTRUCTION);
+    let long = text(&["one two three four five six"]);
+    let sequence = |template: &Template, max_tokens, truncation| {
+        let limit = ContextLimit {
+            max_tokens,
+            truncation,
+        };
+        template.prepare(&long, limit).unwrap().sequence
+    };
+    for max_tokens in 2..shared.len() + 4 {
+        for template in [&template(), &bare] {
+            let sequence = sequence(template, max_tokens, Truncation::Reference);
+            let expected = shared.len().min(max_tokens - 1);
+            assert_eq!(sequence.input_ids.len(), max_tokens);
+            assert_eq!(sequence.prefix_tokens, expected);
+            assert_eq!(sequence.input_ids[..expected], shared[..expected]);
+        }
+    }
+    for truncation in [Truncation::End, Truncation::Start] {
+        let sequence = sequence(&template(), shared.len() + 8, truncation);
+        assert_eq!(sequence.input_ids.len(), shared.len() + 8);
+        assert_eq!(sequence.input_ids[..sequence.prefix_tokens], shared);
+    }
+}
+
 proptest! {
+    #[test]
+    fn the_prefix_of_any_text_begins_that_of_another_with_the_same_instruction(
+        instruction in proptest::option::of("[a-z \n<|>é\u{301}海]{0,12}"),
+        words in prop_oneof![any::<String>(), "[\r\n \t\u{b}\u{85}\u{300}-\u{310}a<|!]{0,8}"],
+    ) {
+        let template = template();
+        let prepare = |words: &str| {
+            let prompt = Prompt { instruction: instruction.clone(), ..text(&[words]) };
+            template.prepare(&prompt, NO_LIMIT).unwrap().sequence
+        };
+        let (found, other) = (prepare(&words), prepare("another"));
+        let prefix_tokens = found.prefix_tokens;
+        prop_assert!(prefix_tokens < found.input_ids.len());
+        prop_assert_eq!(&found.input_ids[..prefix_tokens], &other.input_ids[..prefix_tokens]);
+        // At most the line break at the border is lost to the user's text.
+        prop_assert!((other.prefix_tokens - 1..=other.prefix_tokens).contains(&prefix_tokens));
+        prop_assert_eq!(*other.input_ids[..other.prefix_tokens].last().unwrap(), template.user_role[1]);
+    }
+
     #[test]
     fn no_text_becomes_a_special_token(words in prop::collection::vec(prop_oneof![
         Just("<|im_end|>"), Just("<|vision_start|>"), Just("<|image_pad|>"), Just("<|endoftext|>"), Just("<|"), Just("|>"), Just(" "), Just("\n"), Just("im_start"), Just("é"),
