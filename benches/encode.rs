@@ -1,8 +1,8 @@
 //! The bare encoder: forward passes of fixed inputs, without HTTP, tokenizer or batcher.
 //!
 //! `cargo bench --bench encode` runs the embedded tiny model; `MANIFOLD_BENCH_MODEL=<directory>` another one, for instance a
-//! full-size random checkpoint of `tests/fixtures/scripts/make_random_checkpoint.py`, and `MANIFOLD_BENCH_DTYPE` is `f32` or `bf16`.
-//! Each case prints the median of its runs; each run must give the same bits as the first.
+//! full-size random checkpoint of `tests/fixtures/scripts/make_random_checkpoint.py`, and `MANIFOLD_BENCH_DTYPE` is `f32`, `bf16` or `int8`.
+//! `MANIFOLD_BENCH_CASES=1x512` runs the cases whose name contains it. Each case prints the median of its runs; each run must give the same bits as the first.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,25 +78,42 @@ fn main() {
     };
     let precision = match std::env::var("MANIFOLD_BENCH_DTYPE").as_deref() {
         Ok("bf16") => Precision::Bf16,
+        Ok("int8") => Precision::Int8,
         _ => Precision::F32,
     };
     let checkpoint = Checkpoint::open(&source).expect("a checkpoint");
     let config = checkpoint.model_config().expect("a configuration");
-    let encoder = Qwen3VlEncoder::load(&config, &checkpoint.weights, Kernels::host(precision))
-        .expect("weights that fit");
-    println!("{} in {precision:?}", checkpoint.name);
+    let kernels = Kernels::host(precision);
+    println!("{} with {kernels:?}", checkpoint.name);
+    let loading = Instant::now();
+    let encoder =
+        Qwen3VlEncoder::load(&config, &checkpoint.weights, kernels).expect("weights that fit");
+    println!("load {:>31.2} s", loading.elapsed().as_secs_f64());
     let vocabulary = config.text.vocab_size as u32;
     let texts = |count: u32, tokens| {
         (0..count)
             .map(|seed| text(tokens, vocabulary, seed))
             .collect::<Vec<_>>()
     };
-    run("text/1x32", &encoder, &texts(1, 32));
-    run("text/1x512", &encoder, &texts(1, 512));
-    run("text/8x128", &encoder, &texts(8, 128));
-    run(
-        "image/1024x768",
-        &encoder,
-        &[image(GridThw { t: 1, h: 48, w: 64 }, config.image_token_id)],
-    );
+    let wanted = std::env::var("MANIFOLD_BENCH_CASES").unwrap_or_default();
+    for (name, sequences) in [
+        ("text/1x17", texts(1, 17)),
+        ("text/1x64", texts(1, 64)),
+        ("text/1x512", texts(1, 512)),
+        ("text/32x128", texts(32, 128)),
+        ("text/1x2048", texts(1, 2048)),
+        ("text/1x8192", texts(1, 8192)),
+        (
+            "image/1024x768",
+            vec![image(GridThw { t: 1, h: 48, w: 64 }, config.image_token_id)],
+        ),
+        (
+            "video/8x448x448",
+            vec![image(GridThw { t: 4, h: 28, w: 28 }, config.image_token_id)],
+        ),
+    ] {
+        if name.contains(&wanted) {
+            run(name, &encoder, &sequences);
+        }
+    }
 }

@@ -99,7 +99,8 @@ impl Checkpoint {
     }
 
     fn embedded() -> Result<Self, EngineError> {
-        let owner: SharedBytes = Arc::new(&EMBEDDED_WEIGHTS.0);
+        let bytes: &'static [u8] = &EMBEDDED_WEIGHTS.0;
+        let owner: SharedBytes = Arc::new(bytes);
         Ok(Self {
             name: EMBEDDED_NAME.to_owned(),
             revision: None,

@@ -18,7 +18,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::EngineError;
-use crate::kernels::weight::SharedBytes;
+use crate::kernels::weight::{SharedBytes, WeightBytes};
 use crate::kernels::{HostTensor, WeightDtype, WeightMap};
 
 /// The file name of weights that are not sharded.
@@ -182,6 +182,33 @@ fn unreadable(path: &Path, error: &std::io::Error) -> EngineError {
     }
 }
 
+/// A mapped weight file.
+struct MappedFile(Mmap);
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl WeightBytes for MappedFile {
+    #[cfg(unix)]
+    #[expect(
+        unsafe_code,
+        reason = "the advice is dangerous for memory that was written, and this was not"
+    )]
+    fn release(&self, range: Range<usize>) {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the map is of a file and never written, so a page that was let go is read from the file again.
+        let advised = unsafe {
+            self.0
+                .unchecked_advise_range(advice, range.start, range.len())
+        };
+        // It saves memory only.
+        let _ = advised;
+    }
+}
+
 #[expect(
     unsafe_code,
     reason = "mapping a file is the one way to load weights without copying them"
@@ -192,7 +219,7 @@ fn map_file(path: &Path) -> Result<SharedBytes, EngineError> {
     // served: the hub cache only ever renames complete files into place. Who truncates a served file in place gets a SIGBUS,
     // not wrong memory, and who rewrites it gets other weights; both are the operator's act and the same in every loader.
     let map = unsafe { Mmap::map(&file) }.map_err(|error| unreadable(path, &error))?;
-    Ok(Arc::new(map))
+    Ok(Arc::new(MappedFile(map)))
 }
 
 /// The tensors of one safetensors file, as views of its bytes. `path` is for the errors.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
 
+use super::host::format::Format;
+use super::host::panels::{Arrangement, Panels};
 use super::weight::{HostTensor, WeightDtype};
 use super::{Kernels, Precision};
 
@@ -19,16 +20,28 @@ pub enum WeightError {
         /// By `config.json`.
         expected: Vec<usize>,
     },
+    /// There is no memory to pack it in.
+    #[error("there is no memory for it")]
+    Memory(#[from] std::io::Error),
     /// The device refused it.
     #[error("it could not be put on the device")]
     Device(#[from] candle_core::Error),
 }
 
-/// A weight matrix, `[out, in]` or `[vocabulary, width]`.
+/// A table of rows that are looked up, `[vocabulary, width]`.
 #[derive(Debug, Clone)]
-pub enum Matrix {
-    /// Bytes in host memory, bf16 or f32, aligned.
+pub enum Table {
+    /// Where the checkpoint is mapped: only the rows that are looked up are ever read.
     Host(HostTensor),
+    /// On a candle device.
+    Device(Tensor),
+}
+
+/// The weights of a linear layer, `[out, in]`.
+#[derive(Debug, Clone)]
+pub(super) enum Weights {
+    /// Packed for the host's tiles.
+    Host(Arc<Panels>),
     /// On a candle device.
     Device(Tensor),
 }
@@ -36,10 +49,9 @@ pub enum Matrix {
 /// A linear layer.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `[out, in]`.
-    pub weight: Matrix,
+    pub(super) weight: Weights,
     /// `[out]`.
-    pub bias: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
 }
 
 /// What follows a linear layer.
@@ -53,15 +65,22 @@ pub enum Activation {
     GeluErf,
 }
 
+/// Whether int8 may be used for a layer's weights and inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sensitivity {
+    /// In the number format that was asked for.
+    Ordinary,
+    /// At least bf16.
+    High,
+}
+
 /// The SwiGLU block: `down(silu(gate(x)) * up(x))`.
 #[derive(Debug, Clone)]
 pub struct GatedMlp {
-    /// `[intermediate, hidden]`.
-    pub gate: Matrix,
-    /// `[intermediate, hidden]`.
-    pub up: Matrix,
+    /// `[intermediate, hidden]` twice, each gate beside what it gates.
+    pub(super) gate_up: Linear,
     /// `[hidden, intermediate]`.
-    pub down: Matrix,
+    pub(super) down: Linear,
 }
 
 /// Scale, and for a layer norm shift, of a normalisation.
@@ -69,38 +88,97 @@ pub struct GatedMlp {
 pub struct Norm {
     /// `[width]`, f32.
     pub weight: Tensor,
-    /// `[width]`, f32; only layer norms have one.
+    /// `[width]`, f32; a layer norm has one, a root-mean-square norm has not.
     pub bias: Option<Tensor>,
     /// Added to the variance.
     pub eps: f64,
 }
 
 impl Kernels {
-    /// Takes a matrix of the checkpoint. On the host it stays where it is mapped, unless the precision needs it rounded or the
-    /// file has it misaligned or in f16.
+    /// Takes a table of the checkpoint. On the host it stays where it is mapped.
     ///
     /// # Errors
     /// [`WeightError::Shape`].
-    pub fn matrix(&self, tensor: &HostTensor, shape: &[usize]) -> Result<Matrix, WeightError> {
-        check_shape(tensor, shape)?;
-        let (rows, columns) = (shape[0], shape[1..].iter().product::<usize>());
+    pub fn table(&self, tensor: &HostTensor, shape: [usize; 2]) -> Result<Table, WeightError> {
+        check_shape(tensor, &shape)?;
+        Ok(match self {
+            Kernels::Host { .. } => Table::Host(tensor.clone()),
+            Kernels::Candle { device, dtype } => {
+                Table::Device(to_device(tensor, &shape, *dtype, device)?)
+            }
+        })
+    }
+
+    /// Takes a linear layer without a bias; several tensors of the same depth become one layer, their outputs one after the
+    /// other. On the host the weights are packed, on the threads of the pool this is called in, and the tensors' pages released.
+    ///
+    /// # Shapes
+    /// Each tensor `[out, ..]` with `..` multiplying to `depth`.
+    ///
+    /// # Errors
+    /// [`WeightError::Memory`], [`WeightError::Device`].
+    pub fn linear(
+        &self,
+        tensors: &[HostTensor],
+        sensitivity: Sensitivity,
+    ) -> Result<Linear, WeightError> {
+        let weight = self.weights(tensors, Arrangement::Stacked, sensitivity)?;
+        Ok(Linear { weight, bias: None })
+    }
+
+    /// Takes a SwiGLU block.
+    ///
+    /// # Shapes
+    /// `gate` and `up` `[intermediate, hidden]`, `down [hidden, intermediate]`.
+    ///
+    /// # Errors
+    /// [`WeightError::Memory`], [`WeightError::Device`].
+    pub fn gated(
+        &self,
+        [gate, up]: [&HostTensor; 2],
+        down: &HostTensor,
+    ) -> Result<GatedMlp, WeightError> {
+        let pair = [gate.clone(), up.clone()];
+        Ok(GatedMlp {
+            gate_up: Linear {
+                weight: self.weights(&pair, Arrangement::Paired, Sensitivity::Ordinary)?,
+                bias: None,
+            },
+            down: self.linear(std::slice::from_ref(down), Sensitivity::Ordinary)?,
+        })
+    }
+
+    fn weights(
+        &self,
+        tensors: &[HostTensor],
+        arrangement: Arrangement,
+        sensitivity: Sensitivity,
+    ) -> Result<Weights, WeightError> {
         match self {
             Kernels::Host { precision, .. } => {
-                let mut matrix = match (tensor.dtype, precision) {
-                    (WeightDtype::Bf16, _) => in_place(tensor),
-                    (WeightDtype::F32, Precision::F32) => in_place(tensor),
-                    (WeightDtype::F16, Precision::F32) => owned_f32(tensor),
-                    (_, Precision::Bf16) => owned_bf16(tensor),
+                let is_bf16 = tensors
+                    .iter()
+                    .all(|tensor| tensor.dtype == WeightDtype::Bf16);
+                let format = match (precision, sensitivity) {
+                    (Precision::Int8, Sensitivity::Ordinary) => Format::Int8,
+                    (Precision::Int8 | Precision::Bf16, _) => Format::Bf16,
+                    (Precision::F32, _) if is_bf16 => Format::Bf16,
+                    (Precision::F32, _) => Format::F32,
                 };
-                matrix.shape = vec![rows, columns];
-                Ok(Matrix::Host(matrix))
+                let panels = Panels::pack(format, arrangement, tensors)?;
+                for tensor in tensors {
+                    tensor.release();
+                }
+                Ok(Weights::Host(Arc::new(panels)))
             }
-            Kernels::Candle { device, dtype } => Ok(Matrix::Device(to_device(
-                tensor,
-                &[rows, columns],
-                *dtype,
-                device,
-            )?)),
+            Kernels::Candle { device, dtype } => {
+                let parts = tensors.iter().map(|tensor| {
+                    let shape = [tensor.shape[0], tensor.shape[1..].iter().product()];
+                    to_device(tensor, &shape, *dtype, device)
+                });
+                let parts = parts.collect::<Result<Vec<_>, _>>()?;
+                Ok(Weights::Device(Tensor::cat(&parts, 0)?))
+            }
         }
     }
 
@@ -123,7 +201,22 @@ impl Kernels {
     }
 }
 
-fn check_shape(tensor: &HostTensor, expected: &[usize]) -> Result<(), WeightError> {
+impl Linear {
+    /// The layer with a bias, `[out]`.
+    #[must_use]
+    pub fn with_bias(self, bias: Tensor) -> Self {
+        Linear {
+            bias: Some(bias),
+            ..self
+        }
+    }
+}
+
+/// Refuses a tensor of another shape.
+///
+/// # Errors
+/// [`WeightError::Shape`].
+pub fn check_shape(tensor: &HostTensor, expected: &[usize]) -> Result<(), WeightError> {
     if tensor.shape == expected {
         return Ok(());
     }
@@ -131,73 +224,6 @@ fn check_shape(tensor: &HostTensor, expected: &[usize]) -> Result<(), WeightErro
         found: tensor.shape.clone(),
         expected: expected.to_vec(),
     })
-}
-
-/// The tensor itself where its bytes are aligned for its elements, else an aligned copy.
-fn in_place(tensor: &HostTensor) -> HostTensor {
-    if (tensor.bytes().as_ptr() as usize).is_multiple_of(tensor.dtype.size_bytes()) {
-        return tensor.clone();
-    }
-    match tensor.dtype {
-        WeightDtype::F32 => owned_f32(tensor),
-        WeightDtype::F16 | WeightDtype::Bf16 => owned_bf16(tensor),
-    }
-}
-
-/// Every element as f32, in order.
-fn values(tensor: &HostTensor) -> Box<dyn Iterator<Item = f32> + '_> {
-    let bytes = tensor.bytes();
-    let halves = bytes
-        .chunks_exact(2)
-        .map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match tensor.dtype {
-        WeightDtype::F32 => Box::new(
-            bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        ),
-        WeightDtype::F16 => Box::new(halves.map(|bits| f16::from_bits(bits).to_f32())),
-        WeightDtype::Bf16 => Box::new(halves.map(|bits| bf16::from_bits(bits).to_f32())),
-    }
-}
-
-/// Elements that own their memory and lend it as bytes.
-struct Owned<T>(Vec<T>);
-
-impl AsRef<[u8]> for Owned<f32> {
-    fn as_ref(&self) -> &[u8] {
-        super::host::bytes_of_f32(&self.0)
-    }
-}
-
-impl AsRef<[u8]> for Owned<u16> {
-    fn as_ref(&self) -> &[u8] {
-        super::host::bytes_of_u16(&self.0)
-    }
-}
-
-fn owned_f32(tensor: &HostTensor) -> HostTensor {
-    let data: Vec<f32> = values(tensor).collect();
-    let range = 0..data.len() * 4;
-    HostTensor {
-        dtype: WeightDtype::F32,
-        shape: tensor.shape.clone(),
-        owner: Arc::new(Owned(data)),
-        range,
-    }
-}
-
-fn owned_bf16(tensor: &HostTensor) -> HostTensor {
-    let data: Vec<u16> = values(tensor)
-        .map(|value| bf16::from_f32(value).to_bits())
-        .collect();
-    let range = 0..data.len() * 2;
-    HostTensor {
-        dtype: WeightDtype::Bf16,
-        shape: tensor.shape.clone(),
-        owner: Arc::new(Owned(data)),
-        range,
-    }
 }
 
 fn to_device(

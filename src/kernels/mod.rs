@@ -1,11 +1,13 @@
 //! The few heavy operations the model is made of, each in two versions behind one function of [`Kernels`].
 //!
 //! `plain` says in candle operations what each operation is: it runs on any candle device, is the CUDA and Metal path, and is the
-//! specification `host` is tested against. `host` is the CPU: weights stay where the file was mapped, activations are f32, sums
-//! are f32 in an order that depends on nothing but the row.
+//! specification `host` is tested against. `host` is the CPU: weights are packed once for the widest instructions the CPU has,
+//! activations are f32 in scratch memory that is used again, sums are f32 (or exact integers) in an order that depends on nothing
+//! but the row.
 //!
-//! In: tensors, all contiguous, and weights loaded by [`Kernels::matrix`] and its siblings. Out: new tensors.
+//! In: [`Activations`], and weights loaded by [`Kernels::linear`] and its siblings. Out: new activations, or the given ones changed.
 
+mod activations;
 pub(crate) mod host;
 mod linear;
 mod plain;
@@ -13,21 +15,31 @@ mod plain;
 mod tests;
 pub mod weight;
 
-pub use host::lanes::Simd;
-pub use linear::{Activation, GatedMlp, Linear, Matrix, Norm, WeightError};
+pub use activations::Activations;
+pub use host::simd::Simd;
+pub use linear::{
+    Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
+};
 pub use weight::{HostTensor, WeightDtype, WeightMap};
 
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use self::activations::Place;
+use self::host::{Host, HostRows};
+
 /// How the host rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// Weights as the file has them, everything else f32.
     F32,
-    /// Weights and the inputs of every linear layer are rounded to bf16; sums, norms, softmax and the residual stream are f32.
+    /// Weights, the inputs of every linear layer, and what attention multiplies are rounded to bf16 where the CPU multiplies bf16;
+    /// sums, norms, softmax and the residual stream are f32.
     Bf16,
+    /// As bf16, but weights are int8 with a scale for each output, and the inputs of linear layers int8 with a scale for each row,
+    /// found anew for every row; both symmetric, sums exact. Layers of [`Sensitivity::High`] stay in bf16.
+    Int8,
 }
 
 /// Which version of the operations runs, and in what precision.
@@ -113,8 +125,28 @@ pub struct Rope {
     pub sin: Tensor,
 }
 
+/// Heads that stand side by side in the columns of activations.
+#[derive(Debug, Clone)]
+pub struct HeadRange<'a> {
+    /// First column and one after the last.
+    pub columns: Range<usize>,
+    /// Applied to each head before it is rotated.
+    pub norm: Option<&'a Norm>,
+}
+
+/// Queries, keys and values: whose columns, and from which on.
+#[derive(Debug, Clone, Copy)]
+pub struct Projections<'a> {
+    /// `heads * head_dim` columns of rows `[query_rows, ..]`.
+    pub q: (&'a Activations, usize),
+    /// `kv_heads * head_dim` columns of rows `[key_rows, ..]`.
+    pub k: (&'a Activations, usize),
+    /// As `k`.
+    pub v: (&'a Activations, usize),
+}
+
 impl Kernels {
-    /// The host's widest instruction set.
+    /// The host's fastest instruction set.
     pub fn host(precision: Precision) -> Self {
         Kernels::Host {
             precision,
@@ -138,14 +170,58 @@ impl Kernels {
         }
     }
 
+    /// The host, or `None` on a device.
+    fn on_host(&self) -> Option<Host> {
+        match *self {
+            Kernels::Host { precision, simd } => Some(Host { simd, precision }),
+            Kernels::Candle { .. } => None,
+        }
+    }
+
+    /// Numbers as activations.
+    ///
+    /// # Shapes
+    /// `data` flattened `[rows, width]`.
+    pub fn rows(&self, data: &[f32], width: usize) -> Result<Activations> {
+        if let Kernels::Candle { device, dtype } = self {
+            let shape = (data.len() / width, width);
+            return Ok(Tensor::from_slice(data, shape, device)?
+                .to_dtype(*dtype)?
+                .into());
+        }
+        Ok(HostRows::of(data, width).into())
+    }
+
     /// The rows `ids` of a table.
     ///
     /// # Shapes
     /// `table [vocabulary, width]` -> `[ids, width]`.
-    pub fn embedding(&self, table: &Matrix, ids: &[u32]) -> Result<Tensor> {
+    pub fn embedding(&self, table: &Table, ids: &[u32]) -> Result<Activations> {
         match table {
-            Matrix::Host(table) => host::embedding(table, ids),
-            Matrix::Device(table) => plain::gather_rows(table, ids),
+            Table::Host(table) => Ok(host::lookup(table, &[(ids, None)]).into()),
+            Table::Device(table) => Ok(plain::gather_rows(table, ids)?.into()),
+        }
+    }
+
+    /// The weighted sum of several lookups in a table, added in their order. On a device the weights are rounded to the model's
+    /// number format first, as in the reference.
+    ///
+    /// # Shapes
+    /// `table [vocabulary, width]`, each lookup `rows` ids and weights -> `[rows, width]`.
+    pub fn interpolate(
+        &self,
+        table: &Table,
+        lookups: &[(Vec<u32>, Vec<f32>)],
+    ) -> Result<Activations> {
+        match table {
+            Table::Host(table) => {
+                let lookups: Vec<_> = lookups
+                    .iter()
+                    .map(|(ids, weights)| (ids.as_slice(), Some(weights.as_slice())))
+                    .collect();
+                Ok(host::lookup(table, &lookups).into())
+            }
+            Table::Device(table) => Ok(plain::interpolate(table, lookups)?.into()),
         }
     }
 
@@ -153,111 +229,230 @@ impl Kernels {
     ///
     /// # Shapes
     /// `x [rows, in]` -> `[rows, out]`.
-    pub fn linear(&self, x: &Tensor, linear: &Linear, activation: Activation) -> Result<Tensor> {
-        match self {
-            Kernels::Host { precision, simd } => {
-                host::linear((*precision, *simd), x, linear, activation)
-            }
-            Kernels::Candle { .. } => plain::linear(x, linear, activation),
+    pub fn apply(
+        &self,
+        x: &Activations,
+        linear: &Linear,
+        activation: Activation,
+    ) -> Result<Activations> {
+        match self.on_host() {
+            Some(host) => Ok(host::linear(host, x.host()?, linear, activation)?.into()),
+            None => Ok(plain::linear(x.device()?, linear, activation)?.into()),
         }
+    }
+
+    /// `norm(x) W^T + b` for each of several layers.
+    ///
+    /// # Shapes
+    /// `x [rows, in]` -> each `[rows, out]`.
+    pub fn norm_apply<const N: usize>(
+        &self,
+        x: &Activations,
+        norm: &Norm,
+        linears: [&Linear; N],
+    ) -> Result<[Activations; N]> {
+        let all: Vec<Activations> = match self.on_host() {
+            Some(host) => host::norm_linear(host, x.host()?, norm, &linears)?
+                .into_iter()
+                .map(Activations::from)
+                .collect(),
+            None => {
+                let normed = plain::norm(x.device()?, norm)?;
+                linears
+                    .iter()
+                    .map(|linear| {
+                        plain::linear(&normed, linear, Activation::None).map(Activations::from)
+                    })
+                    .collect::<Result<_>>()?
+            }
+        };
+        all.try_into()
+            .map_err(|_| candle_core::Error::Msg("one result for each layer".to_owned()))
     }
 
     /// `residual + x W^T + b`.
     ///
     /// # Shapes
     /// `x [rows, in]`, `residual [rows, out]` -> `[rows, out]`.
-    pub fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &Tensor) -> Result<Tensor> {
-        match self {
-            Kernels::Host { precision, simd } => {
-                host::linear_add((*precision, *simd), x, linear, residual)
+    pub fn apply_add(
+        &self,
+        x: &Activations,
+        linear: &Linear,
+        residual: Activations,
+    ) -> Result<Activations> {
+        match self.on_host() {
+            Some(host) => {
+                let mut out = residual.into_host()?;
+                host::linear_add(host, x.host()?, linear, &mut out)?;
+                Ok(out.into())
             }
-            Kernels::Candle { .. } => plain::linear(x, linear, Activation::None)? + residual,
+            None => {
+                let product = plain::linear(x.device()?, linear, Activation::None)?;
+                Ok((product + residual.device()?)?.into())
+            }
         }
     }
 
-    /// `residual + down(silu(gate(x)) * up(x))`.
-    ///
-    /// # Shapes
-    /// `x` and `residual` `[rows, hidden]` -> `[rows, hidden]`.
-    pub fn gated_mlp(&self, x: &Tensor, mlp: &GatedMlp, residual: &Tensor) -> Result<Tensor> {
-        match self {
-            Kernels::Host { precision, simd } => {
-                host::gated_mlp((*precision, *simd), x, mlp, residual)
-            }
-            Kernels::Candle { .. } => plain::gated_mlp(x, mlp)? + residual,
-        }
-    }
-
-    /// Root-mean-square normalisation of each row, in f32.
+    /// `x + fc2(activation(fc1(norm(x))))`.
     ///
     /// # Shapes
     /// `x [rows, width]` -> the same.
-    pub fn rms_norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
-        match self {
-            Kernels::Host { simd, .. } => host::rms_norm(*simd, x, norm),
-            Kernels::Candle { .. } => plain::rms_norm(x, norm),
+    pub fn mlp(
+        &self,
+        x: Activations,
+        norm: &Norm,
+        [fc1, fc2]: [&Linear; 2],
+        activation: Activation,
+    ) -> Result<Activations> {
+        match self.on_host() {
+            Some(host) => {
+                let mut out = x.into_host()?;
+                host::mlp(host, &mut out, norm, [fc1, fc2], activation)?;
+                Ok(out.into())
+            }
+            None => {
+                let inner = plain::linear(&plain::norm(x.device()?, norm)?, fc1, activation)?;
+                let product = plain::linear(&inner, fc2, Activation::None)?;
+                Ok((product + x.device()?)?.into())
+            }
         }
     }
 
-    /// Layer normalisation of each row, in f32.
+    /// `x + down(silu(gate(norm(x))) * up(norm(x)))`.
+    ///
+    /// # Shapes
+    /// `x [rows, hidden]` -> the same.
+    pub fn gated_mlp(&self, x: Activations, norm: &Norm, mlp: &GatedMlp) -> Result<Activations> {
+        match self.on_host() {
+            Some(host) => {
+                let mut out = x.into_host()?;
+                host::gated_mlp(host, &mut out, norm, mlp)?;
+                Ok(out.into())
+            }
+            None => {
+                let product = plain::gated_mlp(&plain::norm(x.device()?, norm)?, mlp)?;
+                Ok((product + x.device()?)?.into())
+            }
+        }
+    }
+
+    /// Normalisation of each row, in f32: by mean and variance for a norm with a bias, else by the root mean square.
     ///
     /// # Shapes
     /// `x [rows, width]` -> the same.
-    pub fn layer_norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
-        match self {
-            Kernels::Host { simd, .. } => host::layer_norm(*simd, x, norm),
-            Kernels::Candle { .. } => plain::layer_norm(x, norm),
+    pub fn norm(&self, x: &Activations, norm: &Norm) -> Result<Activations> {
+        match self.on_host() {
+            Some(Host { simd, .. }) => Ok(host::norm(simd, x.host()?, norm)?.into()),
+            None => Ok(plain::norm(x.device()?, norm)?.into()),
         }
     }
 
-    /// Normalises each head (when `norm` is given) and rotates its halves: `rotate_half` in transformers' words.
+    /// Normalises heads (those that have a norm) and rotates their halves: `rotate_half` in transformers' words. Other columns
+    /// stay as they are.
     ///
     /// # Shapes
-    /// `x [rows, heads * head_dim]` -> the same.
-    pub fn rope(&self, x: &Tensor, norm: Option<&Norm>, rope: &Rope) -> Result<Tensor> {
-        match self {
-            Kernels::Host { simd, .. } => host::rope(*simd, x, norm, rope),
-            Kernels::Candle { .. } => plain::rope(x, norm, rope),
+    /// `x [rows, width]` -> the same; `rope` `[rows, head_dim / 2]`.
+    pub fn rotate(
+        &self,
+        x: Activations,
+        heads: &[HeadRange<'_>],
+        rope: &Rope,
+    ) -> Result<Activations> {
+        match self.on_host() {
+            Some(Host { simd, .. }) => {
+                let mut out = x.into_host()?;
+                host::rotate(simd, &mut out, heads, rope)?;
+                Ok(out.into())
+            }
+            None => Ok(plain::rotate(x.device()?, heads, rope)?.into()),
         }
     }
 
-    /// Softmax attention within each sequence.
+    /// Softmax attention within each sequence. A sequence may have a past: keys and values in the columns of `projections`,
+    /// computed before, that come before its own.
     ///
     /// # Shapes
-    /// `q [query_rows, heads * head_dim]`, `k` and `v` `[rows, kv_heads * head_dim]` -> as `q`.
+    /// `past` empty or `[sequences]` -> `[query_rows, heads * head_dim]`.
     pub fn attention(
         &self,
-        [q, k, v]: [&Tensor; 3],
+        projections: Projections<'_>,
+        past: &[Option<&Activations>],
         spans: &Spans,
         heads: Heads,
-    ) -> Result<Tensor> {
-        match self {
-            Kernels::Host { simd, .. } => host::attention(*simd, [q, k, v], spans, heads),
-            Kernels::Candle { .. } => plain::attention([q, k, v], spans, heads),
+    ) -> Result<Activations> {
+        match self.on_host() {
+            Some(Host { simd, precision }) => {
+                Ok(host::attention((simd, precision), projections, past, spans, heads)?.into())
+            }
+            None => Ok(plain::attention(projections, past, spans, heads)?.into()),
         }
+    }
+
+    /// `x + y`.
+    ///
+    /// # Shapes
+    /// Both `[rows, width]`.
+    pub fn add(&self, x: Activations, y: &Activations) -> Result<Activations> {
+        if self.on_host().is_none() {
+            return Ok((x.device()? + y.device()?)?.into());
+        }
+        let mut out = x.into_host()?;
+        host::add(&mut out, y.host()?);
+        Ok(out.into())
     }
 
     /// The rows `rows` of `x`, in that order.
     ///
     /// # Shapes
     /// `x [n, width]` -> `[rows, width]`.
-    pub fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        plain::gather_rows(x, rows)
+    pub fn gather_rows(&self, x: &Activations, rows: &[u32]) -> Result<Activations> {
+        match &x.0 {
+            Place::Host(x) => Ok(host::gather_rows(x, rows).into()),
+            Place::Device(x) => Ok(plain::gather_rows(x, rows)?.into()),
+        }
+    }
+
+    /// The rotation of the rows `rows`, in that order.
+    pub fn gather_rope(&self, rope: &Rope, rows: &[u32]) -> Result<Rope> {
+        Ok(Rope {
+            cos: plain::gather_rows(&rope.cos, rows)?,
+            sin: plain::gather_rows(&rope.sin, rows)?,
+        })
     }
 
     /// `x` with its rows `rows` replaced by those of `with`.
     ///
     /// # Shapes
     /// `x [n, width]`, `with [rows, width]` -> `[n, width]`.
-    pub fn replace_rows(&self, x: &Tensor, rows: &[u32], with: &Tensor) -> Result<Tensor> {
-        plain::replace_rows(x, rows, with)
+    pub fn replace_rows(
+        &self,
+        x: Activations,
+        rows: &[u32],
+        with: &Activations,
+    ) -> Result<Activations> {
+        if self.on_host().is_none() {
+            return Ok(plain::replace_rows(x.device()?, rows, with.device()?)?.into());
+        }
+        let mut out = x.into_host()?;
+        host::replace_rows(&mut out, rows, with.host()?);
+        Ok(out.into())
     }
 
     /// `x` with `plus` added to its rows `rows`.
     ///
     /// # Shapes
     /// `x [n, width]`, `plus [rows, width]` -> `[n, width]`.
-    pub fn add_rows(&self, x: &Tensor, rows: &[u32], plus: &Tensor) -> Result<Tensor> {
-        plain::add_rows(x, rows, plus)
+    pub fn add_rows(
+        &self,
+        x: Activations,
+        rows: &[u32],
+        plus: &Activations,
+    ) -> Result<Activations> {
+        if self.on_host().is_none() {
+            return Ok(plain::add_rows(x.device()?, rows, plus.device()?)?.into());
+        }
+        let mut out = x.into_host()?;
+        host::add_rows(&mut out, rows, plus.host()?);
+        Ok(out.into())
     }
 }

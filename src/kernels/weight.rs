@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::f16;
+
 /// Element type of a stored weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightDtype {
@@ -24,10 +26,32 @@ impl WeightDtype {
             WeightDtype::F16 | WeightDtype::Bf16 => 2,
         }
     }
+
+    /// The numbers little-endian bytes hold, as f32.
+    pub(crate) fn values(self, bytes: &[u8]) -> impl Iterator<Item = f32> {
+        bytes
+            .chunks_exact(self.size_bytes())
+            .map(move |bytes| match (self, bytes) {
+                (WeightDtype::F16, [low, high]) => f16::from_le_bytes([*low, *high]).to_f32(),
+                (WeightDtype::Bf16, [low, high]) => {
+                    f32::from_bits(u32::from_le_bytes([0, 0, *low, *high]))
+                }
+                _ => f32::from_le_bytes(std::array::from_fn(|i| bytes[i])),
+            })
+    }
 }
 
 /// Bytes somebody owns (a memory map, a static, a vector) that tensors can share without copying.
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub trait WeightBytes: AsRef<[u8]> + Send + Sync {
+    /// Told that a range will not be read again soon: a map can let go of its pages, and reads them again where it must.
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl WeightBytes for Vec<u8> {}
+impl WeightBytes for &'static [u8] {}
+
+/// Shared [`WeightBytes`].
+pub type SharedBytes = Arc<dyn WeightBytes>;
 
 /// One tensor of a checkpoint: a view into shared bytes, little-endian, row-major, contiguous.
 #[derive(Clone)]
@@ -46,6 +70,11 @@ impl HostTensor {
     /// The tensor's bytes.
     pub fn bytes(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
+    }
+
+    /// Says that the bytes will not be read again soon.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 
     /// Number of elements.

@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::config::ModelConfig;
 use super::input::{PackedBatch, Patches};
 use super::parameters::Parameters;
+use super::prefix::{Prefix, Reuse};
 use super::rope::text_rope;
 use super::text::{Packing, TextModel};
 use super::vision::VisionTower;
@@ -72,7 +73,7 @@ impl Qwen3VlEncoder {
         self.forward_traced(batch, &mut |_, _| Ok(()))
     }
 
-    /// The same, showing the tensors at each stage to `trace` as they are computed.
+    /// The same, showing the numbers at each stage to `trace` as they are computed.
     ///
     /// Stages, in order: `vision.patch_embed`, `vision.block0_in` (`[patches, vision_hidden]`), `vision.deepstack{k}`,
     /// `vision.merged` (`[vision_tokens, hidden]`), `text.layer{i}` (the input of layer `i`, `[tokens, hidden]`), `text.norm_in`
@@ -81,13 +82,41 @@ impl Qwen3VlEncoder {
     /// # Errors
     /// Whatever the device or `trace` says.
     pub fn forward_traced(&self, batch: &PackedBatch, trace: Trace<'_>) -> Result<Tensor> {
+        Ok(self.run(batch, Reuse::default(), trace)?.0)
+    }
+
+    /// The same for a batch whose sequences may lack their first tokens, where these were computed before: to the same bits on the
+    /// CPU. Also returns what the pass was asked to keep.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn forward_reusing(
+        &self,
+        batch: &PackedBatch,
+        reuse: Reuse<'_>,
+    ) -> Result<(Tensor, Vec<Prefix>)> {
+        self.run(batch, reuse, &mut |_, _| Ok(()))
+    }
+
+    /// Whether keys and values of another pass are the bits this pass would compute: on the CPU they are; libraries of other
+    /// devices choose their order of sums by the size of the batch.
+    pub fn can_reuse(&self) -> bool {
+        matches!(self.kernels, Kernels::Host { .. })
+    }
+
+    fn run(
+        &self,
+        batch: &PackedBatch,
+        reuse: Reuse<'_>,
+        trace: Trace<'_>,
+    ) -> Result<(Tensor, Vec<Prefix>)> {
         let kernels = &self.kernels;
         let mut x = self.language_model.embed(&batch.input_ids, kernels)?; // [tokens, hidden]
         let mut deepstack = Vec::new();
         if !batch.media.is_empty() {
             let media: Vec<&Patches> = batch.media.iter().map(|patches| &**patches).collect();
             let features = self.visual.forward(&media, kernels, trace)?;
-            x = kernels.replace_rows(&x, &batch.vision_rows, &features.merged)?;
+            x = kernels.replace_rows(x, &batch.vision_rows, &features.merged)?;
             deepstack = features.deepstack;
         }
         let text = &self.config.text;
@@ -100,10 +129,12 @@ impl Qwen3VlEncoder {
                 text.mrope_section,
                 kernels,
             )?,
+            reuse,
         };
-        let pooled = self
-            .language_model
-            .forward(x, &packing, (&deepstack, kernels), trace)?;
-        pooled.to_dtype(candle_core::DType::F32)
+        let (pooled, kept) =
+            self.language_model
+                .forward(x, &packing, (&deepstack, kernels), trace)?;
+        let pooled = pooled.to_tensor()?.to_dtype(candle_core::DType::F32)?;
+        Ok((pooled, kept))
     }
 }

@@ -21,6 +21,7 @@ mod encoder;
 mod error;
 pub mod input;
 mod parameters;
+mod prefix;
 mod rope;
 mod text;
 mod vision;
@@ -29,6 +30,8 @@ pub use config::{ModelConfig, TextConfig, VisionConfig};
 pub use encoder::Qwen3VlEncoder;
 pub use error::ModelError;
 pub use input::{GridThw, PackedBatch, Patches, Sequence};
+pub use prefix::{Prefix, Reuse};
 
-/// Who watches the stages of a forward pass: a name and the tensor computed there.
-pub type Trace<'a> = &'a mut dyn FnMut(&str, &candle_core::Tensor) -> candle_core::Result<()>;
+/// Who watches the stages of a forward pass: a name and what was computed there.
+pub type Trace<'a> =
+    &'a mut dyn FnMut(&str, &crate::kernels::Activations) -> candle_core::Result<()>;

@@ -1,7 +1,10 @@
 //! The checkpoint's tensors by name, handed out as the kernels want them.
 
 use super::ModelError;
-use crate::kernels::{HostTensor, Kernels, Linear, Matrix, Norm, WeightError, WeightMap};
+use crate::kernels::{
+    GatedMlp, HostTensor, Kernels, Linear, Norm, Sensitivity, Table, WeightError, WeightMap,
+    check_shape,
+};
 
 /// All tensors of a checkpoint, and where they are to go.
 #[derive(Clone, Copy)]
@@ -26,88 +29,72 @@ impl<'a> Parameters<'a> {
             })
     }
 
-    /// A weight of the given shape; dimensions after the first are flattened.
-    pub(super) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix, ModelError> {
+    /// A tensor of the given shape.
+    fn shaped(&self, name: &str, shape: &[usize]) -> Result<&'a HostTensor, ModelError> {
+        let tensor = self.get(name)?;
+        check_shape(tensor, shape).map_err(named(name))?;
+        Ok(tensor)
+    }
+
+    /// A table that is looked up.
+    pub(super) fn table(&self, name: &str, shape: [usize; 2]) -> Result<Table, ModelError> {
         self.kernels
-            .matrix(self.get(name)?, shape)
+            .table(self.get(name)?, shape)
             .map_err(named(name))
     }
 
-    /// `{prefix}.weight` `[columns, depth]` and `{prefix}.bias`.
+    /// `{prefix}.weight` `[columns, depth]` and `{prefix}.bias`; dimensions after the first are flattened.
     pub(super) fn linear(
         &self,
         prefix: &str,
-        columns: usize,
-        depth: &[usize],
+        (columns, depth): (usize, &[usize]),
+        sensitivity: Sensitivity,
     ) -> Result<Linear, ModelError> {
         let shape: Vec<usize> = std::iter::once(columns)
             .chain(depth.iter().copied())
             .collect();
-        let weight = self.matrix(&format!("{prefix}.weight"), &shape)?;
-        let bias = format!("{prefix}.bias");
-        let bias = self
+        let (weight, bias) = (format!("{prefix}.weight"), format!("{prefix}.bias"));
+        let tensor = self.shaped(&weight, &shape)?;
+        let linear = self
+            .kernels
+            .linear(std::slice::from_ref(tensor), sensitivity)
+            .map_err(named(&weight))?;
+        let vector = self
             .kernels
             .vector(self.get(&bias)?, columns)
             .map_err(named(&bias))?;
-        Ok(Linear {
-            weight,
-            bias: Some(bias),
-        })
+        Ok(linear.with_bias(vector))
     }
 
-    /// `{prefix}.weight` `[columns, depth]`, no bias.
-    pub(super) fn linear_without_bias(
+    /// Several weights of the same depth, without bias, as one layer: their names and numbers of outputs.
+    pub(super) fn stacked(
         &self,
-        prefix: &str,
-        columns: usize,
+        weights: &[(String, usize)],
         depth: usize,
     ) -> Result<Linear, ModelError> {
-        Ok(Linear {
-            weight: self.matrix(&format!("{prefix}.weight"), &[columns, depth])?,
-            bias: None,
-        })
+        let mut tensors = Vec::with_capacity(weights.len());
+        for (name, columns) in weights {
+            tensors.push(self.shaped(name, &[*columns, depth])?.clone());
+        }
+        let name = weights.first().map_or("", |(name, _)| name);
+        self.kernels
+            .linear(&tensors, Sensitivity::Ordinary)
+            .map_err(named(name))
     }
 
-    /// A linear layer of which the file stores `parts` stacked on each other, taken apart without copying.
-    pub(super) fn stacked<const PARTS: usize>(
+    /// `{prefix}.gate_proj`, `up_proj` and `down_proj`.
+    pub(super) fn gated_mlp(
         &self,
         prefix: &str,
-        columns: usize,
-        depth: usize,
-    ) -> Result<[Linear; PARTS], ModelError> {
-        let (weight_name, bias_name) = (format!("{prefix}.weight"), format!("{prefix}.bias"));
-        let (weight, bias) = (self.get(&weight_name)?, self.get(&bias_name)?);
-        let (all_weights, all_biases) = (vec![PARTS * columns, depth], vec![PARTS * columns]);
-        for (name, tensor, expected) in [
-            (&weight_name, weight, all_weights),
-            (&bias_name, bias, all_biases),
-        ] {
-            if tensor.shape != expected {
-                return Err(named(name)(WeightError::Shape {
-                    found: tensor.shape.clone(),
-                    expected,
-                }));
-            }
-        }
-        let mut parts = Vec::with_capacity(PARTS);
-        for part in 0..PARTS {
-            let weight = part_of(weight, part, PARTS, vec![columns, depth]);
-            let bias = part_of(bias, part, PARTS, vec![columns]);
-            parts.push(Linear {
-                weight: self
-                    .kernels
-                    .matrix(&weight, &[columns, depth])
-                    .map_err(named(&weight_name))?,
-                bias: Some(
-                    self.kernels
-                        .vector(&bias, columns)
-                        .map_err(named(&bias_name))?,
-                ),
-            });
-        }
-        Ok(parts
-            .try_into()
-            .unwrap_or_else(|_| unreachable!("the loop makes PARTS layers")))
+        (hidden, inner): (usize, usize),
+    ) -> Result<GatedMlp, ModelError> {
+        let name = |projection: &str| format!("{prefix}.{projection}_proj.weight");
+        let gate = self.shaped(&name("gate"), &[inner, hidden])?;
+        let up = self.shaped(&name("up"), &[inner, hidden])?;
+        let down = self.shaped(&name("down"), &[hidden, inner])?;
+        self.kernels
+            .gated([gate, up], down)
+            .map_err(named(&name("gate")))
     }
 
     /// `{prefix}.weight` of an RMSNorm.
@@ -146,16 +133,5 @@ impl<'a> Parameters<'a> {
             bias: Some(bias),
             ..norm
         })
-    }
-}
-
-/// The `part`-th of `parts` equal pieces along the first dimension.
-fn part_of(tensor: &HostTensor, part: usize, parts: usize, shape: Vec<usize>) -> HostTensor {
-    let bytes = tensor.range.len() / parts;
-    let start = tensor.range.start + part * bytes;
-    HostTensor {
-        shape,
-        range: start..start + bytes,
-        ..tensor.clone()
     }
 }

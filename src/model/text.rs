@@ -1,18 +1,21 @@
 //! The language model: Qwen3 decoder layers over packed sequences, causal, without a cache and without logits.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::config::TextConfig;
 use super::parameters::Parameters;
+use super::prefix::{Prefix, Reuse};
 use super::{ModelError, Trace};
-use crate::kernels::{Activation, GatedMlp, Kernels, Linear, Matrix, Norm, Rope, Spans};
+use crate::kernels::{
+    Activations, GatedMlp, HeadRange, Kernels, Linear, Norm, Projections, Rope, Spans, Table,
+};
 
 #[derive(Debug)]
 struct DecoderLayer {
     input_layernorm: Norm,
     q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// `k_proj`, then `v_proj`.
+    kv_proj: Linear,
     o_proj: Linear,
     q_norm: Norm,
     k_norm: Norm,
@@ -24,7 +27,7 @@ struct DecoderLayer {
 #[derive(Debug)]
 pub(super) struct TextModel {
     config: TextConfig,
-    embed_tokens: Matrix,
+    embed_tokens: Table,
     layers: Vec<DecoderLayer>,
     norm: Norm,
 }
@@ -37,12 +40,23 @@ pub(super) struct Packing<'a> {
     pub(super) vision_rows: &'a [u32],
     /// `[tokens, head_dim / 2]`.
     pub(super) rope: Rope,
+    /// What earlier passes computed.
+    pub(super) reuse: Reuse<'a>,
 }
 
 impl Packing<'_> {
     /// The last token of each sequence.
     fn pooled(&self) -> Vec<u32> {
         self.cu_seqlens[1..].iter().map(|end| end - 1).collect()
+    }
+
+    /// The keys and values of a layer that come before those of each sequence.
+    fn past(&self, layer: usize) -> Vec<Option<&Activations>> {
+        self.reuse
+            .past
+            .iter()
+            .map(|past| past.as_ref().map(|past| &past.layers[layer]))
+            .collect()
     }
 }
 
@@ -58,7 +72,7 @@ impl TextModel {
         let table = [config.vocab_size, config.hidden_size];
         Ok(TextModel {
             config: config.clone(),
-            embed_tokens: parameters.matrix(&format!("{root}.embed_tokens.weight"), &table)?,
+            embed_tokens: parameters.table(&format!("{root}.embed_tokens.weight"), table)?,
             layers,
             norm: parameters.rms_norm(
                 &format!("{root}.norm"),
@@ -69,41 +83,79 @@ impl TextModel {
     }
 
     /// `[tokens]` -> `[tokens, hidden]`.
-    pub(super) fn embed(&self, input_ids: &[u32], kernels: &Kernels) -> Result<Tensor> {
+    pub(super) fn embed(&self, input_ids: &[u32], kernels: &Kernels) -> Result<Activations> {
         kernels.embedding(&self.embed_tokens, input_ids)
     }
 
-    /// Runs the layers and pools the last token of each sequence after the final norm.
+    /// Runs the layers and pools the last token of each sequence after the final norm. Also returns what was to be kept.
     ///
     /// # Shapes
     /// `x [tokens, hidden]`, `deepstack` each `[vision_tokens, hidden]` -> `[sequences, hidden]`.
     pub(super) fn forward(
         &self,
-        mut x: Tensor,
+        mut x: Activations,
         packing: &Packing<'_>,
-        (deepstack, kernels): (&[Tensor], &Kernels),
+        (deepstack, kernels): (&[Activations], &Kernels),
         trace: Trace<'_>,
-    ) -> Result<Tensor> {
-        let spans = Spans::of(packing.cu_seqlens, true);
-        let pooled = packing.pooled();
-        let (last, layers) = self
-            .layers
-            .split_last()
-            .ok_or_else(|| candle_core::Error::Msg("no layers".to_owned()))?;
-        for (i, layer) in layers.iter().enumerate() {
+    ) -> Result<(Activations, Vec<Prefix>)> {
+        let pass = Pass {
+            config: &self.config,
+            packing,
+            spans: Spans::of(packing.cu_seqlens, true),
+            kernels,
+        };
+        let mut kept: Vec<Prefix> = packing
+            .reuse
+            .keep
+            .iter()
+            .map(|rows| Prefix {
+                tokens: rows.len(),
+                layers: Vec::with_capacity(self.layers.len()),
+            })
+            .collect();
+        for (i, layer) in self.layers.iter().enumerate() {
             trace(&format!("text.layer{i}"), &x)?;
-            x = layer.forward(&x, &self.config, (&packing.rope, &spans), kernels)?;
-            if let Some(features) = deepstack.get(i) {
-                x = kernels.add_rows(&x, packing.vision_rows, features)?;
+            let past = packing.past(i);
+            if i + 1 < self.layers.len() {
+                x = layer.forward(x, &pass, &past, &mut kept)?;
+                if let Some(features) = deepstack.get(i) {
+                    x = kernels.add_rows(x, packing.vision_rows, features)?;
+                }
+            } else {
+                // Nothing reads the other rows after the last layer, and a pooled token is never a vision token, so DeepStack
+                // ends before it.
+                x = layer.forward_pooled(&x, &pass, &past, &mut kept)?; // [sequences, hidden]
             }
         }
-        trace(&format!("text.layer{}", layers.len()), &x)?;
-        // Nothing reads the other rows after the last layer, and a pooled token is never a vision token, so DeepStack ends here.
-        let x = last.forward_pooled(&x, &self.config, (packing, &spans, &pooled), kernels)?; // [sequences, hidden]
         trace("text.norm_in", &x)?;
-        let x = kernels.rms_norm(&x, &self.norm)?;
+        let x = kernels.norm(&x, &self.norm)?;
         trace("text.pooled", &x)?;
-        Ok(x)
+        Ok((x, kept))
+    }
+}
+
+/// What all layers of a forward pass share.
+struct Pass<'a> {
+    config: &'a TextConfig,
+    packing: &'a Packing<'a>,
+    spans: Spans,
+    kernels: &'a Kernels,
+}
+
+impl Pass<'_> {
+    /// Normalises and rotates heads that begin at the first column.
+    fn rotate(
+        &self,
+        x: Activations,
+        heads: usize,
+        norm: &Norm,
+        rope: &Rope,
+    ) -> Result<Activations> {
+        let range = HeadRange {
+            columns: 0..heads * self.config.heads.head_dim,
+            norm: Some(norm),
+        };
+        self.kernels.rotate(x, &[range], rope)
     }
 }
 
@@ -124,12 +176,12 @@ impl DecoderLayer {
             heads.kv_heads * heads.head_dim,
         );
         let at = |name: &str| format!("{prefix}.{name}");
+        let weight = |name: &str, columns| (at(&format!("self_attn.{name}_proj.weight")), columns);
         Ok(DecoderLayer {
             input_layernorm: parameters.rms_norm(&at("input_layernorm"), hidden, eps)?,
-            q_proj: parameters.linear_without_bias(&at("self_attn.q_proj"), q, hidden)?,
-            k_proj: parameters.linear_without_bias(&at("self_attn.k_proj"), kv, hidden)?,
-            v_proj: parameters.linear_without_bias(&at("self_attn.v_proj"), kv, hidden)?,
-            o_proj: parameters.linear_without_bias(&at("self_attn.o_proj"), hidden, q)?,
+            q_proj: parameters.stacked(&[weight("q", q)], hidden)?,
+            kv_proj: parameters.stacked(&[weight("k", kv), weight("v", kv)], hidden)?,
+            o_proj: parameters.stacked(&[weight("o", hidden)], q)?,
             q_norm: parameters.rms_norm(&at("self_attn.q_norm"), heads.head_dim, eps)?,
             k_norm: parameters.rms_norm(&at("self_attn.k_norm"), heads.head_dim, eps)?,
             post_attention_layernorm: parameters.rms_norm(
@@ -137,26 +189,26 @@ impl DecoderLayer {
                 hidden,
                 eps,
             )?,
-            mlp: GatedMlp {
-                gate: parameters.matrix(&at("mlp.gate_proj.weight"), &[inner, hidden])?,
-                up: parameters.matrix(&at("mlp.up_proj.weight"), &[inner, hidden])?,
-                down: parameters.matrix(&at("mlp.down_proj.weight"), &[hidden, inner])?,
-            },
+            mlp: parameters.gated_mlp(&at("mlp"), (hidden, inner))?,
         })
     }
 
     /// `[tokens, hidden]` -> the same.
     fn forward(
         &self,
-        x: &Tensor,
-        config: &TextConfig,
-        (rope, spans): (&Rope, &Spans),
-        kernels: &Kernels,
-    ) -> Result<Tensor> {
-        let normed = kernels.rms_norm(x, &self.input_layernorm)?;
-        let q = kernels.linear(&normed, &self.q_proj, Activation::None)?;
-        let q = kernels.rope(&q, Some(&self.q_norm), rope)?;
-        self.attend(x, &normed, (&q, config, rope, spans), kernels)
+        x: Activations,
+        pass: &Pass<'_>,
+        past: &[Option<&Activations>],
+        kept: &mut [Prefix],
+    ) -> Result<Activations> {
+        let linears = [&self.q_proj, &self.kv_proj];
+        let [q, kv] = pass
+            .kernels
+            .norm_apply(&x, &self.input_layernorm, linears)?;
+        let (rope, heads) = (&pass.packing.rope, pass.config.heads);
+        let q = pass.rotate(q, heads.heads, &self.q_norm, rope)?;
+        let kv = pass.rotate(kv, heads.kv_heads, &self.k_norm, rope)?;
+        self.attend(x, [&q, &kv], (pass, &pass.spans, past), kept)
     }
 
     /// The same, but queries, output projection and MLP only for the pooled tokens.
@@ -165,46 +217,52 @@ impl DecoderLayer {
     /// `x [tokens, hidden]` -> `[sequences, hidden]`.
     fn forward_pooled(
         &self,
-        x: &Tensor,
-        config: &TextConfig,
-        (packing, spans, pooled): (&Packing<'_>, &Spans, &[u32]),
-        kernels: &Kernels,
-    ) -> Result<Tensor> {
-        let normed = kernels.rms_norm(x, &self.input_layernorm)?;
-        let q = kernels.gather_rows(&normed, pooled)?; // [sequences, hidden]
-        let q = kernels.linear(&q, &self.q_proj, Activation::None)?;
-        let pooled_rope = Rope {
-            cos: kernels.gather_rows(&packing.rope.cos, pooled)?,
-            sin: kernels.gather_rows(&packing.rope.sin, pooled)?,
-        };
-        let q = kernels.rope(&q, Some(&self.q_norm), &pooled_rope)?;
+        x: &Activations,
+        pass: &Pass<'_>,
+        past: &[Option<&Activations>],
+        kept: &mut [Prefix],
+    ) -> Result<Activations> {
+        let Pass {
+            packing, kernels, ..
+        } = *pass;
+        let pooled = packing.pooled();
+        let residual = kernels.gather_rows(x, &pooled)?; // [sequences, hidden]
+        let [q] = kernels.norm_apply(&residual, &self.input_layernorm, [&self.q_proj])?;
+        let [kv] = kernels.norm_apply(x, &self.input_layernorm, [&self.kv_proj])?;
+        let heads = pass.config.heads;
+        let pooled_rope = kernels.gather_rope(&packing.rope, &pooled)?;
+        let q = pass.rotate(q, heads.heads, &self.q_norm, &pooled_rope)?;
+        let kv = pass.rotate(kv, heads.kv_heads, &self.k_norm, &packing.rope)?;
         let spans = Spans {
             cu_q: (0..=pooled.len() as u32).collect(),
-            ..spans.clone()
+            ..pass.spans.clone()
         };
-        let residual = kernels.gather_rows(x, pooled)?;
-        self.attend(
-            &residual,
-            &normed,
-            (&q, config, &packing.rope, &spans),
-            kernels,
-        )
+        self.attend(residual, [&q, &kv], (pass, &spans, past), kept)
     }
 
-    /// Keys and values of all of `normed`, attention of `q` over them, output projection and MLP onto `residual`.
+    /// Attention of `q` over keys and values, output projection and MLP onto `residual`.
     fn attend(
         &self,
-        residual: &Tensor,
-        normed: &Tensor,
-        (q, config, rope, spans): (&Tensor, &TextConfig, &Rope, &Spans),
-        kernels: &Kernels,
-    ) -> Result<Tensor> {
-        let k = kernels.linear(normed, &self.k_proj, Activation::None)?;
-        let k = kernels.rope(&k, Some(&self.k_norm), rope)?;
-        let v = kernels.linear(normed, &self.v_proj, Activation::None)?;
-        let mixed = kernels.attention([q, &k, &v], spans, config.heads)?;
-        let x = kernels.linear_add(&mixed, &self.o_proj, residual)?;
-        let normed = kernels.rms_norm(&x, &self.post_attention_layernorm)?;
-        kernels.gated_mlp(&normed, &self.mlp, &x)
+        residual: Activations,
+        [q, kv]: [&Activations; 2],
+        (pass, spans, past): (&Pass<'_>, &Spans, &[Option<&Activations>]),
+        kept: &mut [Prefix],
+    ) -> Result<Activations> {
+        let Pass {
+            kernels, packing, ..
+        } = *pass;
+        for (prefix, rows) in kept.iter_mut().zip(packing.reuse.keep) {
+            let rows: Vec<u32> = rows.clone().collect();
+            prefix.layers.push(kernels.gather_rows(kv, &rows)?);
+        }
+        let heads = pass.config.heads;
+        let projections = Projections {
+            q: (q, 0),
+            k: (kv, 0),
+            v: (kv, heads.kv_heads * heads.head_dim),
+        };
+        let mixed = kernels.attention(projections, past, spans, heads)?;
+        let x = kernels.apply_add(&mixed, &self.o_proj, residual)?;
+        kernels.gated_mlp(x, &self.post_attention_layernorm, &self.mlp)
     }
 }

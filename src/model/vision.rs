@@ -1,13 +1,16 @@
 //! The vision tower: patches in, one feature for 2 x 2 patches out, and the DeepStack features tapped on the way.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::config::{MERGED_PATCHES, PATCH_VALUES, VisionConfig};
 use super::input::{GridThw, Patches};
 use super::parameters::Parameters;
 use super::rope::{merge_block_order, vision_rope};
 use super::{ModelError, Trace};
-use crate::kernels::{Activation, Kernels, Linear, Matrix, Norm, Rope, Spans};
+use crate::kernels::{
+    Activation, Activations, HeadRange, Kernels, Linear, Norm, Projections, Rope, Sensitivity,
+    Spans, Table,
+};
 
 /// Source: `Qwen3VLVisionBlock`, transformers 4.57.
 const LAYER_NORM_EPS: f64 = 1e-6;
@@ -15,15 +18,15 @@ const LAYER_NORM_EPS: f64 = 1e-6;
 /// What the tower says about a batch's pictures, all of them concatenated.
 pub(super) struct VisionFeatures {
     /// `[vision_tokens, out_hidden]`.
-    pub(super) merged: Tensor,
+    pub(super) merged: Activations,
     /// One for each tap, `[vision_tokens, out_hidden]`.
-    pub(super) deepstack: Vec<Tensor>,
+    pub(super) deepstack: Vec<Activations>,
 }
 
 #[derive(Debug)]
 struct Block {
     norm1: Norm,
-    qkv: [Linear; 3],
+    qkv: Linear,
     proj: Linear,
     norm2: Norm,
     linear_fc1: Linear,
@@ -45,7 +48,7 @@ struct PatchMerger {
 pub(super) struct VisionTower {
     config: VisionConfig,
     patch_embed: Linear,
-    pos_embed: Matrix,
+    pos_embed: Table,
     blocks: Vec<Block>,
     merger: PatchMerger,
     deepstack_mergers: Vec<PatchMerger>,
@@ -71,10 +74,10 @@ impl VisionTower {
             config: config.clone(),
             patch_embed: parameters.linear(
                 "model.visual.patch_embed.proj",
-                width,
-                &[3, 2, 16, 16],
+                (width, &[3, 2, 16, 16]),
+                Sensitivity::High,
             )?,
-            pos_embed: parameters.matrix("model.visual.pos_embed.weight", &[positions, width])?,
+            pos_embed: parameters.table("model.visual.pos_embed.weight", [positions, width])?,
             blocks,
             merger: PatchMerger::load(config, parameters, "model.visual.merger", false)?,
             deepstack_mergers,
@@ -93,15 +96,15 @@ impl VisionTower {
     ) -> Result<VisionFeatures> {
         let grids: Vec<GridThw> = media.iter().map(|patches| patches.grid).collect();
         let pixels = pixel_values(media, kernels)?; // [patches, 1536]
-        let x = kernels.linear(&pixels, &self.patch_embed, Activation::None)?; // [patches, vision_hidden]
+        let x = kernels.apply(&pixels, &self.patch_embed, Activation::None)?; // [patches, vision_hidden]
         trace("vision.patch_embed", &x)?;
-        let mut x = (x + self.position_embedding(&grids, kernels)?)?;
+        let mut x = kernels.add(x, &self.position_embedding(&grids, kernels)?)?;
         trace("vision.block0_in", &x)?;
         let rope = vision_rope(&grids, self.config.heads.head_dim, kernels)?;
         let frames = Spans::of(&frame_offsets(&grids), false);
         let mut deepstack = Vec::with_capacity(self.deepstack_mergers.len());
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &self.config, (&rope, &frames), kernels)?;
+            x = block.forward(x, &self.config, (&rope, &frames), kernels)?;
             if let Some(k) = self
                 .config
                 .deepstack_visual_indexes
@@ -122,7 +125,7 @@ impl VisionTower {
     ///
     /// # Shapes
     /// `[patches, vision_hidden]`.
-    fn position_embedding(&self, grids: &[GridThw], kernels: &Kernels) -> Result<Tensor> {
+    fn position_embedding(&self, grids: &[GridThw], kernels: &Kernels) -> Result<Activations> {
         let side = self.config.position_side;
         let mut corners: [(Vec<u32>, Vec<f32>); 4] = Default::default();
         for grid in grids {
@@ -147,21 +150,7 @@ impl VisionTower {
                 }
             }
         }
-        let mut sum: Option<Tensor> = None;
-        for (ids, weights) in corners {
-            let rows = weights.len();
-            // The weights are rounded to the model's dtype before the product, as in the reference.
-            let weights = Tensor::from_vec(weights, (rows, 1), &kernels.device())?
-                .to_dtype(kernels.dtype())?;
-            let corner = kernels
-                .embedding(&self.pos_embed, &ids)?
-                .broadcast_mul(&weights)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + corner)?,
-                None => corner,
-            });
-        }
-        sum.map_or_else(|| candle_core::bail!("a vision batch without patches"), Ok)
+        kernels.interpolate(&self.pos_embed, &corners)
     }
 }
 
@@ -172,34 +161,45 @@ impl Block {
         prefix: &str,
     ) -> std::result::Result<Self, ModelError> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let linear = |name: &str, columns, depth| {
+            let name = format!("{prefix}.{name}");
+            parameters.linear(&name, (columns, &[depth]), Sensitivity::Ordinary)
+        };
         Ok(Block {
             norm1: parameters.layer_norm(&format!("{prefix}.norm1"), width, LAYER_NORM_EPS)?,
-            qkv: parameters.stacked(&format!("{prefix}.attn.qkv"), width, width)?,
-            proj: parameters.linear(&format!("{prefix}.attn.proj"), width, &[width])?,
+            qkv: linear("attn.qkv", 3 * width, width)?,
+            proj: linear("attn.proj", width, width)?,
             norm2: parameters.layer_norm(&format!("{prefix}.norm2"), width, LAYER_NORM_EPS)?,
-            linear_fc1: parameters.linear(&format!("{prefix}.mlp.linear_fc1"), inner, &[width])?,
-            linear_fc2: parameters.linear(&format!("{prefix}.mlp.linear_fc2"), width, &[inner])?,
+            linear_fc1: linear("mlp.linear_fc1", inner, width)?,
+            linear_fc2: linear("mlp.linear_fc2", width, inner)?,
         })
     }
 
     /// `[patches, vision_hidden]` -> the same; each frame attends to itself.
     fn forward(
         &self,
-        x: &Tensor,
+        x: Activations,
         config: &VisionConfig,
         (rope, frames): (&Rope, &Spans),
         kernels: &Kernels,
-    ) -> Result<Tensor> {
-        let normed = kernels.layer_norm(x, &self.norm1)?;
-        let [q, k, v] = &self.qkv;
-        let q = kernels.rope(&kernels.linear(&normed, q, Activation::None)?, None, rope)?;
-        let k = kernels.rope(&kernels.linear(&normed, k, Activation::None)?, None, rope)?;
-        let v = kernels.linear(&normed, v, Activation::None)?;
-        let mixed = kernels.attention([&q, &k, &v], frames, config.heads)?;
-        let x = kernels.linear_add(&mixed, &self.proj, x)?;
-        let normed = kernels.layer_norm(&x, &self.norm2)?;
-        let inner = kernels.linear(&normed, &self.linear_fc1, Activation::GeluTanh)?;
-        kernels.linear_add(&inner, &self.linear_fc2, &x)
+    ) -> Result<Activations> {
+        let width = config.hidden_size;
+        let [qkv] = kernels.norm_apply(&x, &self.norm1, [&self.qkv])?; // [patches, 3 * vision_hidden]
+        let queries_and_keys = HeadRange {
+            columns: 0..2 * width,
+            norm: None,
+        };
+        let qkv = kernels.rotate(qkv, &[queries_and_keys], rope)?;
+        let projections = Projections {
+            q: (&qkv, 0),
+            k: (&qkv, width),
+            v: (&qkv, 2 * width),
+        };
+        let mixed = kernels.attention(projections, &[], frames, config.heads)?;
+        drop(qkv);
+        let x = kernels.apply_add(&mixed, &self.proj, x)?;
+        let linears = [&self.linear_fc1, &self.linear_fc2];
+        kernels.mlp(x, &self.norm2, linears, Activation::GeluTanh)
     }
 }
 
@@ -216,30 +216,28 @@ impl PatchMerger {
         } else {
             config.hidden_size
         };
+        let linear = |name: &str, columns| {
+            let name = format!("{prefix}.{name}");
+            parameters.linear(&name, (columns, &[joined]), Sensitivity::Ordinary)
+        };
         Ok(PatchMerger {
             norm: parameters.layer_norm(&format!("{prefix}.norm"), norm_width, LAYER_NORM_EPS)?,
             norm_after_join,
-            linear_fc1: parameters.linear(&format!("{prefix}.linear_fc1"), joined, &[joined])?,
-            linear_fc2: parameters.linear(
-                &format!("{prefix}.linear_fc2"),
-                config.out_hidden_size,
-                &[joined],
-            )?,
+            linear_fc1: linear("linear_fc1", joined)?,
+            linear_fc2: linear("linear_fc2", config.out_hidden_size)?,
         })
     }
 
     /// `[patches, vision_hidden]` -> `[vision_tokens, out_hidden]`; the rows already stand in merge-block order.
-    fn forward(&self, x: &Tensor, kernels: &Kernels) -> Result<Tensor> {
-        let (patches, width) = x.dims2()?;
-        let joined = (patches / MERGED_PATCHES, width * MERGED_PATCHES);
+    fn forward(&self, x: &Activations, kernels: &Kernels) -> Result<Activations> {
         let x = if self.norm_after_join {
-            kernels.layer_norm(&x.reshape(joined)?, &self.norm)?
+            kernels.norm(&x.clone().join_rows(MERGED_PATCHES)?, &self.norm)?
         } else {
-            kernels.layer_norm(x, &self.norm)?.reshape(joined)?
+            kernels.norm(x, &self.norm)?.join_rows(MERGED_PATCHES)?
         };
         // The blocks use the tanh approximation, the mergers the exact GELU.
-        let inner = kernels.linear(&x, &self.linear_fc1, Activation::GeluErf)?;
-        kernels.linear(&inner, &self.linear_fc2, Activation::None)
+        let inner = kernels.apply(&x, &self.linear_fc1, Activation::GeluErf)?;
+        kernels.apply(&inner, &self.linear_fc2, Activation::None)
     }
 }
 
@@ -280,13 +278,13 @@ fn align_corners(side: usize, count: u32) -> Vec<Interpolated> {
 ///
 /// # Shapes
 /// `[patches, 1536]`.
-fn pixel_values(media: &[&Patches], kernels: &Kernels) -> Result<Tensor> {
+fn pixel_values(media: &[&Patches], kernels: &Kernels) -> Result<Activations> {
     let patches: usize = media.iter().map(|media| media.grid.patches()).sum();
     let mut values = Vec::with_capacity(patches * PATCH_VALUES);
     for media in media {
         values.extend(media.pixels.iter().map(|&pixel| normalize_pixel(pixel)));
     }
-    Tensor::from_vec(values, (patches, PATCH_VALUES), &kernels.device())?.to_dtype(kernels.dtype())
+    kernels.rows(&values, PATCH_VALUES)
 }
 
 /// Mean and standard deviation 0.5, the rescaling by 1/255 fused, in f32.

@@ -14,7 +14,7 @@ fn trace(encoder: &Qwen3VlEncoder, sequence: &Sequence) -> (Vec<f32>, BTreeMap<S
     let mut stages = BTreeMap::new();
     let pooled = encoder
         .forward_traced(&PackedBatch::pack([sequence]), &mut |stage, tensor| {
-            stages.insert(stage.to_owned(), tensor.clone());
+            stages.insert(stage.to_owned(), tensor.to_tensor()?);
             Ok(())
         })
         .unwrap();

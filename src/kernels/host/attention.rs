@@ -1,292 +1,474 @@
-//! Attention over packed sequences on the host: blocked, online softmax, grouped heads, causal or not.
+//! Attention over packed sequences: blocked, online softmax, grouped heads, causal or not.
 //!
-//! A query row meets the keys of its own sequence in blocks that start at that sequence's first key, so its result does not
-//! depend on what else is in the batch or on how many threads there are.
+//! Keys and values are packed like weights and multiplied by the same tiles as the linear layers. A query meets the keys of its own
+//! sequence in blocks that start at that sequence's first key, so its result depends neither on what else is in the batch, nor on
+//! how many of its keys were computed earlier, nor on how many threads there are. Blocks no query of a tile sees are skipped.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::lanes::{LANES, Lanes, Simd, Task};
-use super::rows::exp;
-use crate::kernels::{Heads, Spans};
+use super::buffer::Buffer;
+use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, bf16_bits};
+use super::lanes::{LANES, Lanes, Task, exp_of_negative};
+use super::operand::{Operand, Rounding};
+use super::simd::Simd;
+use super::tile::{self, Multiply, Pair, Products};
+use crate::kernels::Heads;
 
 /// Keys a block of scores covers.
-const KEYS: usize = 64;
-/// Queries that share the keys of a block.
-const QUERIES: usize = 4;
-/// Queries one parallel task takes.
-const QUERIES_A_TASK: usize = 32;
+const KEYS: usize = 256;
+/// Panels of a block of scores.
+const KEY_PANELS: usize = KEYS / PANEL_COLUMNS;
+/// Queries of one task: as many as keep the products of a block of keys above what its memory traffic costs.
+const QUERIES: usize = 128;
 
-/// Softmax(q k^T * scale) v for every sequence of `spans`.
+/// Columns of rows: `width` numbers from `start` on of rows `stride` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) start: usize,
+}
+
+impl<'a> Columns<'a> {
+    fn head(&self, row: usize, head: usize, head_dim: usize) -> &'a [f32] {
+        let at = row * self.stride + self.start + head * head_dim;
+        &self.data[at..at + head_dim]
+    }
+}
+
+/// Some rows of keys and values.
+#[derive(Clone)]
+pub(crate) struct KeyRows<'a> {
+    pub(crate) keys: Columns<'a>,
+    pub(crate) values: Columns<'a>,
+    pub(crate) rows: Range<usize>,
+}
+
+/// One sequence: its queries, and its keys in one or more pieces.
+pub(crate) struct Attending<'a> {
+    /// Rows of the queries and of the output.
+    pub(crate) queries: Range<usize>,
+    /// In order.
+    pub(crate) keys: Vec<KeyRows<'a>>,
+}
+
+/// How attention is computed.
+#[derive(Clone, Copy)]
+pub(crate) struct Mode {
+    pub(crate) simd: Simd,
+    /// Whether queries, keys, probabilities and values are multiplied in bf16.
+    pub(crate) bf16: bool,
+    /// Whether later keys are hidden: the last query sees the last key, the one before it one less.
+    pub(crate) causal: bool,
+}
+
+/// Keys and values of one sequence and one head, packed.
+struct Packed {
+    keys: Buffer,
+    values: Buffer,
+    /// How many.
+    count: usize,
+}
+
+/// What every task needs to know.
+struct Plan {
+    mode: Mode,
+    heads: Heads,
+    rounding: Rounding,
+    format: Format,
+    /// Blocks of a head's width.
+    head_blocks: usize,
+    /// Panels of a head's width.
+    head_panels: usize,
+}
+
+/// Softmax(q k^T * scale) v for every sequence.
 ///
 /// # Shapes
-/// `q [query_rows, heads, head_dim]`, `k` and `v` `[rows, kv_heads, head_dim]`, `out` as `q`.
+/// Queries `[rows, heads, head_dim]`, keys and values `[rows, kv_heads, head_dim]`, `out [rows, heads * head_dim]`.
 pub(crate) fn attention(
-    simd: Simd,
-    (q, k, v): (&[f32], &[f32], &[f32]),
-    spans: &Spans,
+    mode: Mode,
+    q: Columns<'_>,
+    sequences: &[Attending<'_>],
     heads: Heads,
     out: &mut [f32],
 ) {
-    let padded = heads.head_dim.div_ceil(LANES) * LANES;
-    let keys = by_head(k, heads.kv_heads, heads.head_dim, padded);
-    let values = by_head(v, heads.kv_heads, heads.head_dim, padded);
-    let rows = k.len() / (heads.kv_heads * heads.head_dim);
+    let (rounding, format) = if mode.bf16 {
+        (Rounding::Bf16, Format::Bf16)
+    } else {
+        (Rounding::F32, Format::F32)
+    };
+    let plan = Plan {
+        mode,
+        heads,
+        rounding,
+        format,
+        head_blocks: format.blocks(heads.head_dim),
+        head_panels: heads.head_dim.div_ceil(PANEL_COLUMNS),
+    };
+    let pairs: Vec<(usize, usize)> = (0..sequences.len())
+        .flat_map(|sequence| (0..heads.kv_heads).map(move |head| (sequence, head)))
+        .collect();
+    let packed: Vec<Packed> = pairs
+        .par_iter()
+        .map(|&(sequence, head)| plan.pack(&sequences[sequence].keys, head))
+        .collect();
     let mut tasks = Vec::new();
-    for sequence in 0..spans.sequences() {
-        for head in 0..heads.heads {
-            for first in spans.queries(sequence).step_by(QUERIES_A_TASK) {
-                tasks.push((sequence, head, first));
-            }
+    for (pair, &(sequence, _)) in pairs.iter().enumerate() {
+        let queries = &sequences[sequence].queries;
+        // The last queries see the most keys: first, so that no thread is left with them at the end.
+        for first in queries.clone().step_by(QUERIES).rev() {
+            tasks.push((pair, first..(first + QUERIES).min(queries.end)));
         }
     }
-    let output = Rows {
+    let output = Output {
         start: out.as_mut_ptr(),
         len: out.len(),
     };
-    tasks.into_par_iter().for_each(|(sequence, head, first)| {
-        let queries = first..(first + QUERIES_A_TASK).min(spans.queries(sequence).end);
-        let span = spans.keys(sequence);
-        let kv_head = head / (heads.heads / heads.kv_heads);
-        let start = (kv_head * rows + span.start) * padded;
-        let end = (kv_head * rows + span.end) * padded;
-        // Causal: the last query sees the last key, the one before it one key less.
-        let hidden_keys = |query: usize| {
-            if spans.causal {
-                spans.queries(sequence).end - 1 - query
-            } else {
-                0
-            }
-        };
-        for tile in queries.clone().step_by(QUERIES) {
-            let tile = tile..(tile + QUERIES).min(queries.end);
-            let mut padded_queries = vec![0.0; QUERIES * padded];
-            let mut visible = [0; QUERIES];
-            for (r, query) in tile.clone().enumerate() {
-                let at = (query * heads.heads + head) * heads.head_dim;
-                padded_queries[r * padded..r * padded + heads.head_dim]
-                    .copy_from_slice(&q[at..at + heads.head_dim]);
-                visible[r] = span.len() - hidden_keys(query);
-            }
-            let mut result = vec![0.0; QUERIES * padded];
-            simd.run(QueryTile {
-                queries: &padded_queries,
-                keys: &keys[start..end],
-                values: &values[start..end],
-                padded,
-                visible: &visible[..tile.len()],
-                scale: heads.scale(),
-                result: &mut result,
-            });
-            for (r, query) in tile.enumerate() {
-                let at = (query * heads.heads + head) * heads.head_dim;
-                // SAFETY: this task alone has this query and this head.
-                unsafe { output.write(at, &result[r * padded..r * padded + heads.head_dim]) };
+    tasks
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|(pair, queries)| {
+            let (sequence, kv_head) = pairs[pair];
+            let last = sequences[sequence].queries.end;
+            tile::enter(mode.simd);
+            Chunk::new(&plan, &packed[pair], (kv_head, queries, last)).run(q, output);
+            tile::leave(mode.simd);
+        });
+}
+
+impl Plan {
+    /// Packs one head of a sequence's keys and values.
+    fn pack(&self, pieces: &[KeyRows<'_>], head: usize) -> Packed {
+        let count = pieces.iter().map(|piece| piece.rows.len()).sum::<usize>();
+        let panel_words = self.head_blocks * BLOCK_GROUPS * PANEL_COLUMNS;
+        let value_words = self.format.blocks(count) * BLOCK_GROUPS * PANEL_COLUMNS;
+        let mut keys = Buffer::zeroed(count.div_ceil(PANEL_COLUMNS) * panel_words);
+        let mut values = Buffer::zeroed(self.head_panels * value_words);
+        let rows = pieces
+            .iter()
+            .flat_map(|piece| piece.rows.clone().map(move |row| (piece, row)));
+        for (i, (piece, row)) in rows.enumerate() {
+            let key = piece.keys.head(row, head, self.heads.head_dim);
+            let at = i / PANEL_COLUMNS * panel_words + i % PANEL_COLUMNS;
+            let column = &mut keys.words_mut()[at..];
+            let value = piece.values.head(row, head, self.heads.head_dim);
+            match self.format {
+                Format::Bf16 => {
+                    for (word, pair) in column.iter_mut().step_by(PANEL_COLUMNS).zip(key.chunks(2))
+                    {
+                        let high = pair.get(1).map_or(0, |&high| bf16_bits(high));
+                        *word = u32::from(bf16_bits(pair[0])) | u32::from(high) << 16;
+                    }
+                    for (panel, value) in value.chunks(PANEL_COLUMNS).enumerate() {
+                        let at = panel * value_words + i / 2 * PANEL_COLUMNS;
+                        for (word, &value) in values.words_mut()[at..].iter_mut().zip(value) {
+                            *word |= u32::from(bf16_bits(value)) << (16 * (i % 2));
+                        }
+                    }
+                }
+                _ => {
+                    for (word, &value) in column.iter_mut().step_by(PANEL_COLUMNS).zip(key) {
+                        *word = value.to_bits();
+                    }
+                    for (panel, value) in value.chunks(PANEL_COLUMNS).enumerate() {
+                        let at = panel * value_words + i * PANEL_COLUMNS;
+                        for (word, &value) in values.words_mut()[at..].iter_mut().zip(value) {
+                            *word = value.to_bits();
+                        }
+                    }
+                }
             }
         }
-    });
+        Packed {
+            keys,
+            values,
+            count,
+        }
+    }
 }
 
 /// The output, written by several tasks at disjoint places.
-struct Rows {
+#[derive(Clone, Copy)]
+struct Output {
     start: *mut f32,
     len: usize,
 }
 
 // SAFETY: tasks write disjoint ranges, nobody reads before all have ended.
-unsafe impl Sync for Rows {}
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
 
-impl Rows {
-    /// # Safety
-    /// No other task writes `at..at + values.len()`.
-    unsafe fn write(&self, at: usize, values: &[f32]) {
-        assert!(
-            at + values.len() <= self.len,
-            "attention writes inside its output"
-        );
-        // SAFETY: in bounds by the assertion, disjoint by the caller's contract.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) }
-    }
-}
-
-/// `[rows, heads, head_dim]` to `[heads, rows, padded]`, the padding zero.
-fn by_head(x: &[f32], heads: usize, head_dim: usize, padded: usize) -> Vec<f32> {
-    let rows = x.len() / (heads * head_dim);
-    let mut out = vec![0.0; heads * rows * padded];
-    if out.is_empty() {
-        return out;
-    }
-    out.par_chunks_mut(rows * padded)
-        .enumerate()
-        .for_each(|(head, out)| {
-            for (row, out) in out.chunks_exact_mut(padded).enumerate() {
-                let at = (row * heads + head) * head_dim;
-                out[..head_dim].copy_from_slice(&x[at..at + head_dim]);
-            }
-        });
-    out
-}
-
-/// Up to [`QUERIES`] queries of one head against all keys of their sequence.
-struct QueryTile<'a> {
-    /// `[QUERIES, padded]`.
-    queries: &'a [f32],
-    /// `[keys, padded]`.
-    keys: &'a [f32],
-    /// `[keys, padded]`.
-    values: &'a [f32],
+/// Queries of the heads that share a key/value head, against all keys of their sequence. Its rows are the queries in order, the
+/// heads of each side by side.
+struct Chunk<'a> {
+    plan: &'a Plan,
+    packed: &'a Packed,
+    kv_head: usize,
+    queries: Range<usize>,
+    /// One after the sequence's last query.
+    last: usize,
+    /// Width of a row of `sums`.
     padded: usize,
-    /// Keys each query sees, from the first on; at least one.
-    visible: &'a [usize],
-    scale: f32,
-    /// `[QUERIES, padded]`.
-    result: &'a mut [f32],
+    /// `[rows, padded]`: probabilities times values, not yet divided.
+    sums: Buffer,
+    /// `[rows]`: the largest score so far.
+    largest: Vec<f32>,
+    /// `[rows]`: the sum of the probabilities.
+    total: Vec<f32>,
 }
 
-impl Task for QueryTile<'_> {
+impl<'a> Chunk<'a> {
+    fn new(
+        plan: &'a Plan,
+        packed: &'a Packed,
+        (kv_head, queries, last): (usize, Range<usize>, usize),
+    ) -> Self {
+        let rows = queries.len() * plan.heads.heads / plan.heads.kv_heads;
+        let padded = plan.head_panels * PANEL_COLUMNS;
+        Chunk {
+            plan,
+            packed,
+            kv_head,
+            queries,
+            last,
+            padded,
+            sums: Buffer::zeroed(rows * padded),
+            largest: vec![f32::NEG_INFINITY; rows],
+            total: vec![0.0; rows],
+        }
+    }
+
+    fn group(&self) -> usize {
+        self.plan.heads.heads / self.plan.heads.kv_heads
+    }
+
+    /// Keys a row sees, from the first on.
+    fn visible(&self, row: usize) -> usize {
+        let query = self.queries.start + row / self.group();
+        let hidden = if self.plan.mode.causal {
+            self.last - 1 - query
+        } else {
+            0
+        };
+        self.packed.count - hidden
+    }
+
+    /// The query and the head a row stands for.
+    fn place(&self, row: usize) -> (usize, usize) {
+        let group = self.group();
+        (
+            self.queries.start + row / group,
+            self.kv_head * group + row % group,
+        )
+    }
+
+    fn run(mut self, q: Columns<'_>, output: Output) {
+        let Plan {
+            mode,
+            heads,
+            rounding,
+            ..
+        } = *self.plan;
+        let rows = self.total.len();
+        let mut queries = Operand::new(mode.simd, rounding, (rows, heads.head_dim), 1);
+        let writer = queries.writer();
+        for row in 0..rows {
+            let (query, head) = self.place(row);
+            // SAFETY: the operand is this task's own.
+            unsafe { writer.write_row(mode.simd, row, q.head(query, head, heads.head_dim)) };
+        }
+        let mut probabilities = Operand::new(mode.simd, rounding, (queries.height, KEYS), 1);
+        let mut scores = [const { Products::ZERO }; KEY_PANELS];
+        for first in (0..self.visible(rows - 1)).step_by(KEYS) {
+            for tile in 0..queries.tiles() {
+                let row = tile * queries.height;
+                let rows = row..rows.min(row + queries.height);
+                let seen = self.visible(rows.end - 1).saturating_sub(first).min(KEYS);
+                if seen > 0 {
+                    self.score(&queries, tile, (first, seen, rows.len()), &mut scores);
+                    self.soften(first, rows.clone(), &scores, &mut probabilities);
+                    self.add_values(&probabilities, (first, seen), rows);
+                }
+            }
+        }
+        for row in 0..rows {
+            let (query, head) = self.place(row);
+            let at = (query * heads.heads + head) * heads.head_dim;
+            assert!(
+                at + heads.head_dim <= output.len,
+                "attention writes inside its output"
+            );
+            // SAFETY: in bounds by the assertion; this task alone has this query and this head.
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(output.start.add(at), heads.head_dim) };
+            let inverse = 1.0 / self.total[row];
+            for (out, sum) in out.iter_mut().zip(&self.sums.f32s()[row * self.padded..]) {
+                *out = sum * inverse;
+            }
+        }
+    }
+
+    /// The products of a tile of queries with the keys `first..first + seen`.
+    fn score(
+        &self,
+        queries: &Operand,
+        tile: usize,
+        (first, seen, count): (usize, usize, usize),
+        scores: &mut [Products; KEY_PANELS],
+    ) {
+        let multiply = Multiply::of(self.plan.format, self.plan.format);
+        let panel_words = self.plan.head_blocks * BLOCK_GROUPS * PANEL_COLUMNS;
+        for (panel, scores) in scores
+            .iter_mut()
+            .enumerate()
+            .take(seen.div_ceil(PANEL_COLUMNS))
+        {
+            let pair = Pair {
+                rows: queries.tile(tile),
+                panel: self.packed.keys.words()[(first / PANEL_COLUMNS + panel) * panel_words..]
+                    .as_ptr(),
+                blocks: self.plan.head_blocks,
+                height: queries.height,
+                count,
+            };
+            // SAFETY: both sides have `head_blocks` blocks; a panel is there for every key that is seen.
+            unsafe { multiply.run(self.plan.mode.simd, pair, scores) };
+        }
+    }
+
+    /// Turns the scores of a block into unnormalised probabilities under each row's running maximum, and brings what was summed
+    /// before under the new maximum.
+    fn soften(
+        &mut self,
+        first: usize,
+        rows: Range<usize>,
+        scores: &[Products; KEY_PANELS],
+        probabilities: &mut Operand,
+    ) {
+        let writer = probabilities.writer();
+        for (i, row) in rows.enumerate() {
+            let seen = self.visible(row).saturating_sub(first).min(KEYS);
+            let mut softened = [0.0; KEYS];
+            let mut rescale = 1.0;
+            if seen > 0 {
+                self.plan.mode.simd.run(SoftenRow {
+                    scores,
+                    row: i,
+                    seen,
+                    scale: self.plan.heads.scale(),
+                    largest: &mut self.largest[row],
+                    total: &mut self.total[row],
+                    rescale: &mut rescale,
+                    softened: &mut softened,
+                });
+            }
+            if rescale != 1.0 {
+                for sum in &mut self.sums.f32s_mut()[row * self.padded..(row + 1) * self.padded] {
+                    *sum *= rescale;
+                }
+            }
+            // SAFETY: the operand is this task's own.
+            unsafe { writer.write_row(self.plan.mode.simd, i, &softened) };
+        }
+    }
+
+    /// Adds the probabilities of a block times its values.
+    fn add_values(
+        &mut self,
+        probabilities: &Operand,
+        (first, seen): (usize, usize),
+        rows: Range<usize>,
+    ) {
+        let format = self.plan.format;
+        let multiply = Multiply::of(format, format);
+        let value_words = format.blocks(self.packed.count) * BLOCK_GROUPS * PANEL_COLUMNS;
+        let mut products = Products::ZERO;
+        for panel in 0..self.plan.head_panels {
+            let at = panel * value_words + first / format.group() * PANEL_COLUMNS;
+            let pair = Pair {
+                rows: probabilities.tile(0),
+                panel: self.packed.values.words()[at..].as_ptr(),
+                blocks: format.blocks(seen),
+                height: probabilities.height,
+                count: rows.len(),
+            };
+            // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.
+            unsafe { multiply.run(self.plan.mode.simd, pair, &mut products) };
+            for (row, products) in rows.clone().zip(&products.0) {
+                let at = row * self.padded + panel * PANEL_COLUMNS;
+                for (sum, product) in self.sums.f32s_mut()[at..at + PANEL_COLUMNS]
+                    .iter_mut()
+                    .zip(products)
+                {
+                    *sum += product;
+                }
+            }
+        }
+    }
+}
+
+/// One row of a block of scores.
+struct SoftenRow<'a> {
+    scores: &'a [Products; KEY_PANELS],
+    row: usize,
+    /// Keys of the block this row sees; at least one.
+    seen: usize,
+    scale: f32,
+    largest: &'a mut f32,
+    total: &'a mut f32,
+    /// What earlier sums are multiplied by.
+    rescale: &'a mut f32,
+    /// All zero.
+    softened: &'a mut [f32; KEYS],
+}
+
+impl Task for SoftenRow<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let mut maximum = [f32::NEG_INFINITY; QUERIES];
-        let mut total = [0.0_f32; QUERIES];
-        let limit = self.visible.iter().copied().max().unwrap_or(0);
-        let mut scores = [[0.0_f32; KEYS]; QUERIES];
-        for first in (0..limit).step_by(KEYS) {
-            let block = KEYS.min(self.keys.len() / self.padded - first);
-            let keys = &self.keys[first * self.padded..(first + block) * self.padded];
-            // SAFETY: `keys` has `block` rows of `padded`, a multiple of sixteen.
-            unsafe { score_block::<L>(self.queries, keys, self.padded, &mut scores) };
-            for (r, &visible) in self.visible.iter().enumerate() {
-                let seen = visible.saturating_sub(first).min(block);
-                let rescale = soften(&mut scores[r], seen, self.scale, &mut maximum[r]);
-                total[r] = total[r] * rescale + scores[r].iter().sum::<f32>();
-                for value in &mut self.result[r * self.padded..(r + 1) * self.padded] {
-                    *value *= rescale;
-                }
-            }
-            let values = &self.values[first * self.padded..(first + block) * self.padded];
-            // SAFETY: as above; rows of `scores` beyond the visible queries are stale but land in unused result rows.
-            unsafe { add_values::<L>(&scores, values, self.padded, self.result) };
+        let (whole, rest) = (self.seen / LANES, self.seen % LANES);
+        let row = self.row;
+        // The last lanes, with minus infinity where the row sees nothing.
+        let mut tail = [f32::NEG_INFINITY; LANES];
+        let at = |vector: usize| &self.scores[vector / 2].0[row][vector % 2 * LANES..][..LANES];
+        if rest > 0 {
+            tail[..rest].copy_from_slice(&at(whole)[..rest]);
         }
-        for (r, total) in total.iter().enumerate().take(self.visible.len()) {
-            for value in &mut self.result[r * self.padded..(r + 1) * self.padded] {
-                *value /= total;
-            }
-        }
-    }
-}
-
-/// Turns a row of products into unnormalised probabilities under the running maximum; those beyond `seen` become 0. Returns the
-/// factor that brings earlier sums under the new maximum.
-#[inline(always)]
-fn soften(scores: &mut [f32; KEYS], seen: usize, scale: f32, maximum: &mut f32) -> f32 {
-    let mut highest = *maximum;
-    for score in &mut scores[..seen] {
-        *score *= scale;
-        highest = highest.max(*score);
-    }
-    for score in &mut scores[..seen] {
-        *score = exp(*score - highest);
-    }
-    for score in &mut scores[seen..] {
-        *score = 0.0;
-    }
-    // The first block has no earlier sums: any finite factor does.
-    let rescale = if maximum.is_finite() {
-        exp(*maximum - highest)
-    } else {
-        0.0
-    };
-    *maximum = highest;
-    if highest.is_finite() { rescale } else { 1.0 }
-}
-
-/// `scores[r][j] = queries[r] . keys[j]`.
-///
-/// # Safety
-/// `keys` is `[block, padded]`, `queries [QUERIES, padded]`, `padded` a multiple of sixteen; the instruction set of `L`.
-#[inline(always)]
-unsafe fn score_block<L: Lanes>(
-    queries: &[f32],
-    keys: &[f32],
-    padded: usize,
-    scores: &mut [[f32; KEYS]; QUERIES],
-) {
-    let block = keys.len() / padded;
-    let mut key = 0;
-    while key < block {
-        let wide = if block - key >= 4 { 4 } else { 1 };
-        // SAFETY: rows `key..key + wide` exist.
+        // SAFETY: reads and writes of sixteen within rows of 32 and of `KEYS`.
         unsafe {
-            if wide == 4 {
-                score_tile::<L, 4>(queries, &keys[key * padded..], padded, key, scores);
-            } else {
-                score_tile::<L, 1>(queries, &keys[key * padded..], padded, key, scores);
+            let mut largest = L::load(tail.as_ptr());
+            for vector in 0..whole {
+                largest = largest.max(L::load(at(vector).as_ptr()));
             }
-        }
-        key += wide;
-    }
-}
-
-/// # Safety
-/// As [`score_block`]; `keys` has at least `COLUMNS` rows.
-#[inline(always)]
-unsafe fn score_tile<L: Lanes, const COLUMNS: usize>(
-    queries: &[f32],
-    keys: &[f32],
-    padded: usize,
-    key: usize,
-    scores: &mut [[f32; KEYS]; QUERIES],
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut sums = [[L::zero(); COLUMNS]; QUERIES];
-        let mut at = 0;
-        while at < padded {
-            let ks: [L; COLUMNS] =
-                std::array::from_fn(|c| L::load(keys.as_ptr().add(c * padded + at)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let q = L::load(queries.as_ptr().add(r * padded + at));
-                for (sum, k) in sums.iter_mut().zip(ks) {
-                    *sum = q.mul_add(k, *sum);
-                }
+            let largest = self.largest.max(largest.largest() * self.scale);
+            let (scale, minus_largest) = (L::splat(self.scale), L::splat(-largest));
+            let soften = |scores: L| exp_of_negative(scores.mul_add(scale, minus_largest));
+            let mut total = L::zero();
+            for vector in 0..whole {
+                let softened = soften(L::load(at(vector).as_ptr()));
+                softened.store(self.softened.as_mut_ptr().add(vector * LANES));
+                total = total.add(softened);
             }
-            at += LANES;
-        }
-        for (row, sums) in scores.iter_mut().zip(&sums) {
-            for (c, sum) in sums.iter().enumerate() {
-                row[key + c] = sum.sum();
+            if rest > 0 {
+                soften(L::load(tail.as_ptr())).store(tail.as_mut_ptr());
+                tail[rest..].fill(0.0);
+                self.softened[whole * LANES..][..LANES].copy_from_slice(&tail);
+                total = total.add(L::load(tail.as_ptr()));
             }
+            // Before the first block there is nothing to rescale.
+            if self.largest.is_finite() && *self.largest != largest {
+                *self.rescale = super::activation::exp(*self.largest - largest);
+            }
+            *self.total = *self.total * *self.rescale + total.sum();
+            *self.largest = largest;
         }
     }
 }
 
-/// `result[r] += sum over j of scores[r][j] * values[j]`.
-///
-/// # Safety
-/// `values` is `[block, padded]`, `result [QUERIES, padded]`, `padded` a multiple of sixteen; the instruction set of `L`.
-#[inline(always)]
-unsafe fn add_values<L: Lanes>(
-    scores: &[[f32; KEYS]; QUERIES],
-    values: &[f32],
-    padded: usize,
-    result: &mut [f32],
-) {
-    let block = values.len() / padded;
-    let mut at = 0;
-    while at < padded {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let mut sums: [L; QUERIES] =
-                std::array::from_fn(|r| L::load(result.as_ptr().add(r * padded + at)));
-            for j in 0..block {
-                let v = L::load(values.as_ptr().add(j * padded + at));
-                for (sum, scores) in sums.iter_mut().zip(scores) {
-                    *sum = L::splat(scores[j]).mul_add(v, *sum);
-                }
-            }
-            for (r, sum) in sums.into_iter().enumerate() {
-                sum.store(result.as_mut_ptr().add(r * padded + at));
-            }
-        }
-        at += LANES;
-    }
-}
+const _: () = assert!(
+    KEYS % (2 * BLOCK_GROUPS) == 0,
+    "a block of keys is whole blocks of values"
+);

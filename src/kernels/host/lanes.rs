@@ -1,6 +1,6 @@
 //! Sixteen f32 at a time, as AVX-512, AVX2 or plain Rust: the vector type every host kernel is written in.
 //!
-//! A kernel is a [`Task`], written once over [`Lanes`]; [`Simd::run`] compiles it once for each instruction set and picks at run
+//! A kernel is a [`Task`], written once over [`Lanes`]; [`Simd::run`](super::simd::Simd::run) compiles it once for each instruction set and picks at run
 //! time. Every implementation adds in the same order, so on one machine a result depends on nothing but its inputs. The fused
 //! multiply-add of AVX2 and AVX-512 rounds once where plain Rust rounds twice: between machines the last bits may differ.
 
@@ -10,24 +10,47 @@ use std::arch::x86_64::*;
 /// Lanes of one vector.
 pub(crate) const LANES: usize = 16;
 
+/// What makes the bits of `1.5 * 2^23 + n` the biased exponent of `2^n`, once shifted to its place.
+const EXPONENT: u32 = 127_u32.wrapping_sub(TO_INTEGER.to_bits());
+
+/// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
+const TO_INTEGER: f32 = 12_582_912.0;
+
+/// Where the second bf16 of a pair lies.
+const SECOND: u32 = 0xffff_0000;
+
 /// Sixteen f32.
 ///
 /// # Safety
 /// Every function requires the instruction set of the implementing type, and pointers to be valid for what is read or written:
 /// sixteen elements, unaligned.
 pub(crate) trait Lanes: Copy {
+    /// Registers sixteen lanes take; 0 where no such register can be counted on.
+    const REGISTERS: usize;
     /// All zero.
     unsafe fn zero() -> Self;
     /// All `value`.
     unsafe fn splat(value: f32) -> Self;
     /// Sixteen f32.
     unsafe fn load(from: *const f32) -> Self;
-    /// Sixteen bf16, widened.
-    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// The first bf16 of each of sixteen pairs, widened. A pair is four bytes, the first number in the low half.
+    unsafe fn load_first(from: *const u32) -> Self;
+    /// The second bf16 of each of sixteen pairs, widened.
+    unsafe fn load_second(from: *const u32) -> Self;
     /// Writes sixteen f32.
     unsafe fn store(self, to: *mut f32);
     /// `self * by + plus`.
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+    /// `self + other`.
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self * other`.
+    unsafe fn mul(self, other: Self) -> Self;
+    /// The larger of each pair of lanes.
+    unsafe fn max(self, other: Self) -> Self;
+    /// `2^n` for `self = 1.5 * 2^23 + n`, -127 < n < 128: the sum's low bits are the integer.
+    unsafe fn power_of_two(self) -> Self;
+    /// The largest of all lanes.
+    unsafe fn largest(self) -> f32;
     /// The sum of all lanes, in an order fixed by the type.
     unsafe fn sum(self) -> f32;
 }
@@ -37,6 +60,8 @@ pub(crate) trait Lanes: Copy {
 pub(crate) struct Portable([f32; LANES]);
 
 impl Lanes for Portable {
+    const REGISTERS: usize = 0;
+
     #[inline(always)]
     unsafe fn zero() -> Self {
         Portable([0.0; LANES])
@@ -51,10 +76,16 @@ impl Lanes for Portable {
         Portable(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller gives sixteen readable u16.
-        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
-        Portable(halves.map(|half| f32::from_bits(u32::from(half) << 16)))
+    unsafe fn load_first(from: *const u32) -> Self {
+        // SAFETY: the caller gives sixteen readable pairs.
+        let pairs = unsafe { from.cast::<[u32; LANES]>().read_unaligned() };
+        Portable(pairs.map(|pair| f32::from_bits(pair << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_second(from: *const u32) -> Self {
+        // SAFETY: the caller gives sixteen readable pairs.
+        let pairs = unsafe { from.cast::<[u32; LANES]>().read_unaligned() };
+        Portable(pairs.map(|pair| f32::from_bits(pair & SECOND)))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -67,6 +98,29 @@ impl Lanes for Portable {
         Portable(std::array::from_fn(|lane| {
             plus.0[lane] + self.0[lane] * by.0[lane]
         }))
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Portable(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Portable(std::array::from_fn(|lane| self.0[lane] * other.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        Portable(std::array::from_fn(|lane| self.0[lane].max(other.0[lane])))
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        Portable(
+            self.0
+                .map(|lane| f32::from_bits(lane.to_bits().wrapping_add(EXPONENT) << 23)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -89,6 +143,8 @@ pub(crate) struct Avx2(__m256, __m256);
 
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Avx2 {
+    const REGISTERS: usize = 2;
+
     #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: AVX2 is there, by the trait's contract.
@@ -105,14 +161,25 @@ impl Lanes for Avx2 {
         unsafe { Avx2(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller gives sixteen readable u16.
+    unsafe fn load_first(from: *const u32) -> Self {
+        // SAFETY: the caller gives sixteen readable pairs.
         unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
+            let widen = |pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
             Avx2(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                widen(_mm256_loadu_si256(from.cast())),
+                widen(_mm256_loadu_si256(from.add(8).cast())),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_second(from: *const u32) -> Self {
+        // SAFETY: the caller gives sixteen readable pairs.
+        unsafe {
+            let mask = _mm256_set1_epi32(SECOND as i32);
+            let widen = |pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, mask));
+            Avx2(
+                widen(_mm256_loadu_si256(from.cast())),
+                widen(_mm256_loadu_si256(from.add(8).cast())),
             )
         }
     }
@@ -135,6 +202,57 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            Avx2(
+                _mm256_add_ps(self.0, other.0),
+                _mm256_add_ps(self.1, other.1),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            Avx2(
+                _mm256_mul_ps(self.0, other.0),
+                _mm256_mul_ps(self.1, other.1),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            Avx2(
+                _mm256_max_ps(self.0, other.0),
+                _mm256_max_ps(self.1, other.1),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            let exponent = _mm256_set1_epi32(EXPONENT as i32);
+            let power = |lanes| {
+                let bits = _mm256_add_epi32(_mm256_castps_si256(lanes), exponent);
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits))
+            };
+            Avx2(power(self.0), power(self.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: `lanes` has room for sixteen f32; the portable version needs nothing.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            Portable(lanes).largest()
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let mut lanes = [0.0; LANES];
         // SAFETY: `lanes` has room for sixteen f32; the portable sum needs nothing.
@@ -152,6 +270,8 @@ pub(crate) struct Avx512(__m512);
 
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Avx512 {
+    const REGISTERS: usize = 1;
+
     #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: AVX-512 is there, by the trait's contract.
@@ -168,11 +288,20 @@ impl Lanes for Avx512 {
         unsafe { Avx512(_mm512_loadu_ps(from)) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller gives sixteen readable u16.
+    unsafe fn load_first(from: *const u32) -> Self {
+        // SAFETY: the caller gives sixteen readable pairs.
         unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            let pairs = _mm512_loadu_si512(from.cast());
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_second(from: *const u32) -> Self {
+        // SAFETY: the caller gives sixteen readable pairs.
+        unsafe {
+            let pairs = _mm512_loadu_si512(from.cast());
+            let mask = _mm512_set1_epi32(SECOND as i32);
+            Avx512(_mm512_castsi512_ps(_mm512_and_si512(pairs, mask)))
         }
     }
     #[inline(always)]
@@ -184,6 +313,37 @@ impl Lanes for Avx512 {
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
         // SAFETY: AVX-512 is there, by the trait's contract.
         unsafe { Avx512(_mm512_fmadd_ps(self.0, by.0, plus.0)) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe { Avx512(_mm512_add_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe { Avx512(_mm512_mul_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe { Avx512(_mm512_max_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe {
+            let bits = _mm512_add_epi32(
+                _mm512_castps_si512(self.0),
+                _mm512_set1_epi32(EXPONENT as i32),
+            );
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(bits)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe { _mm512_reduce_max_ps(self.0) }
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -201,70 +361,28 @@ pub(crate) trait Task {
     unsafe fn run<L: Lanes>(self);
 }
 
-/// Which instruction set the host kernels use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Simd {
-    /// Plain Rust: any CPU.
-    Portable,
-    /// AVX2 with FMA.
-    Avx2,
-    /// AVX-512 F, BW, VL and DQ.
-    Avx512,
-}
-
-impl Simd {
-    /// All that this CPU has, the widest last.
-    pub fn present() -> Vec<Simd> {
-        let mut present = vec![Simd::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                present.push(Simd::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-            {
-                present.push(Simd::Avx512);
-            }
+/// `e^x` of sixteen lanes for x <= 0, to 3 ulp; below -87 what is left is below 1.3e-38.
+///
+/// # Safety
+/// The instruction set of `L`.
+///
+/// # Source
+/// As [`super::activation::exp`], with the Taylor series to degree 6: its remainder on |r| <= ln 2 / 2 is below 1.3e-7.
+#[inline(always)]
+pub(crate) unsafe fn exp_of_negative<L: Lanes>(x: L) -> L {
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let x = x.max(L::splat(-87.3));
+        let shifted = x.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(TO_INTEGER));
+        let n = shifted.add(L::splat(-TO_INTEGER));
+        let r = n.mul_add(L::splat(-LN_2_HIGH), x);
+        let r = n.mul_add(L::splat(-LN_2_LOW), r);
+        let mut p = L::splat(1.0 / 720.0);
+        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = p.mul_add(r, L::splat(c));
         }
-        present
+        p.mul(shifted.power_of_two())
     }
-
-    /// The widest that this CPU has.
-    pub fn detect() -> Simd {
-        Simd::present().pop().unwrap_or(Simd::Portable)
-    }
-
-    /// Runs a task. `self` must come from [`Simd::present`] or [`Simd::detect`].
-    pub(crate) fn run(self, task: impl Task) {
-        match self {
-            // SAFETY: plain Rust needs no instruction set.
-            Simd::Portable => unsafe { task.run::<Portable>() },
-            // SAFETY: `present` found the features.
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx2 => unsafe { with_avx2(task) },
-            // SAFETY: `present` found the features.
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx512 => unsafe { with_avx512(task) },
-            #[cfg(not(target_arch = "x86_64"))]
-            // SAFETY: as above.
-            _ => unsafe { task.run::<Portable>() },
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn with_avx2(task: impl Task) {
-    // SAFETY: this function's own contract.
-    unsafe { task.run::<Avx2>() }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn with_avx512(task: impl Task) {
-    // SAFETY: this function's own contract.
-    unsafe { task.run::<Avx512>() }
 }

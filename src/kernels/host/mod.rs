@@ -1,21 +1,75 @@
-//! The operations on the CPU: tensors in and out, plain slices inside.
+//! The operations on the CPU: rows of scratch memory in and out, packed weights between.
 #![expect(
     unsafe_code,
-    reason = "vector instructions, outputs written by several threads, and mapped bytes read as numbers"
+    reason = "vector and tile instructions, outputs written by several threads, and memory read as other numbers"
 )]
 
+mod activation;
 mod attention;
-mod gemm;
-pub(crate) mod lanes;
+mod buffer;
+pub(crate) mod format;
+mod lanes;
+mod linear;
+mod operand;
+pub(crate) mod panels;
+mod product;
 mod rows;
+pub(crate) mod simd;
+mod tile;
 
 use candle_core::{Result, Storage, Tensor, bail};
-use gemm::{Rows, WeightView};
-use lanes::Simd;
+use rayon::prelude::*;
 
-use super::linear::{Activation, GatedMlp, Linear, Matrix, Norm};
-use super::weight::{HostTensor, WeightDtype};
-use super::{Heads, Precision, Rope, Spans};
+use self::attention::{Attending, Columns, KeyRows, Mode};
+use self::buffer::Buffer;
+pub(super) use self::linear::{Host, gated_mlp, linear, linear_add, mlp, norm_linear};
+use self::rows::{NormWeights, RotatedHeads, Rotation};
+use self::simd::Simd;
+use super::linear::Norm;
+use super::weight::HostTensor;
+use super::{Activations, HeadRange, Heads, Precision, Projections, Rope, Spans};
+
+/// Rows of f32 in scratch memory, contiguous.
+#[derive(Debug, Clone)]
+pub(super) struct HostRows {
+    buffer: Buffer,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+}
+
+impl HostRows {
+    /// Rows whose numbers are whatever was there before.
+    fn stale(rows: usize, width: usize) -> Self {
+        HostRows {
+            buffer: Buffer::stale(rows * width),
+            rows,
+            width,
+        }
+    }
+
+    pub(super) fn of(data: &[f32], width: usize) -> Self {
+        let mut rows = Self::stale(data.len() / width, width);
+        rows.data_mut().copy_from_slice(data);
+        rows
+    }
+
+    pub(super) fn data(&self) -> &[f32] {
+        self.buffer.f32s()
+    }
+
+    fn data_mut(&mut self) -> &mut [f32] {
+        self.buffer.f32s_mut()
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.data()[row * self.width..(row + 1) * self.width]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let width = self.width;
+        &mut self.data_mut()[row * width..(row + 1) * width]
+    }
+}
 
 /// Runs `with` on the elements of a contiguous f32 tensor, without copying them.
 fn read<T>(tensor: &Tensor, with: impl FnOnce(&[f32]) -> T) -> Result<T> {
@@ -29,244 +83,177 @@ fn read<T>(tensor: &Tensor, with: impl FnOnce(&[f32]) -> T) -> Result<T> {
     Ok(with(&storage.as_slice::<f32>()?[start..end]))
 }
 
-fn tensor(data: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
-    Tensor::from_vec(data, (rows, columns), &candle_core::Device::Cpu)
-}
-
-/// The bytes of f32 numbers.
-pub(crate) fn bytes_of_f32(data: &[f32]) -> &[u8] {
-    // SAFETY: every byte of an f32 is initialised, and bytes need no alignment.
-    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
-}
-
-/// The bytes of u16 numbers.
-pub(crate) fn bytes_of_u16(data: &[u16]) -> &[u8] {
-    // SAFETY: every byte of a u16 is initialised, and bytes need no alignment.
-    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
-}
-
-/// The numbers a host weight is made of.
-fn view(weight: &HostTensor) -> Result<WeightView<'_>> {
-    let bytes = weight.bytes();
-    // SAFETY: any bits are a valid u16 or f32; `align_to` itself finds out whether the bytes are aligned.
-    let (view, loose) = match weight.dtype {
-        WeightDtype::Bf16 => {
-            let (head, data, tail) = unsafe { bytes.align_to::<u16>() };
-            (WeightView::Bf16(data), head.len() + tail.len())
-        }
-        WeightDtype::F32 => {
-            let (head, data, tail) = unsafe { bytes.align_to::<f32>() };
-            (WeightView::F32(data), head.len() + tail.len())
-        }
-        WeightDtype::F16 => bail!("an f16 weight reached a host operation"),
-    };
-    if loose != 0 {
-        bail!("a misaligned weight reached a host operation");
-    }
-    Ok(view)
-}
-
-fn host_matrix(matrix: &Matrix) -> Result<(WeightView<'_>, usize, usize)> {
-    let Matrix::Host(weight) = matrix else {
-        bail!("a device weight reached a host operation")
-    };
-    Ok((view(weight)?, weight.shape[0], weight.shape[1]))
-}
-
-/// The input of a linear layer as its precision wants it.
-fn rounded(precision: Precision, x: &[f32]) -> std::borrow::Cow<'_, [f32]> {
-    match precision {
-        Precision::F32 => x.into(),
-        Precision::Bf16 => x
-            .iter()
-            .map(|&value| rows::round_to_bf16(value))
-            .collect::<Vec<_>>()
-            .into(),
-    }
-}
-
-pub(super) fn embedding(table: &HostTensor, ids: &[u32]) -> Result<Tensor> {
-    let width = table.shape[1];
-    let mut out = vec![0.0; ids.len() * width];
-    for (out, &id) in out.chunks_exact_mut(width).zip(ids) {
-        let range = id as usize * width..(id as usize + 1) * width;
-        match view(table)? {
-            WeightView::F32(data) => out.copy_from_slice(&data[range]),
-            WeightView::Bf16(data) => {
-                for (out, &bits) in out.iter_mut().zip(&data[range]) {
-                    *out = f32::from_bits(u32::from(bits) << 16);
-                }
-            }
-        }
-    }
-    tensor(out, ids.len(), width)
-}
-
-type Mode = (Precision, Simd);
-
-pub(super) fn linear(
-    mode: Mode,
-    x: &Tensor,
-    linear: &Linear,
-    activation: Activation,
-) -> Result<Tensor> {
-    let apply: fn(f32) -> f32 = match activation {
-        Activation::None => |x| x,
-        Activation::GeluTanh => rows::gelu_tanh,
-        Activation::GeluErf => rows::gelu_erf,
-    };
-    finish_linear(mode, x, linear, |_, _, out| {
-        for value in out {
-            *value = apply(*value);
-        }
-    })
-}
-
-pub(super) fn linear_add(
-    mode: Mode,
-    x: &Tensor,
-    linear: &Linear,
-    residual: &Tensor,
-) -> Result<Tensor> {
-    let width = residual.dim(1)?;
-    read(residual, |residual| {
-        finish_linear(mode, x, linear, |row, column, out| {
-            let at = row * width + column;
-            for (value, residual) in out.iter_mut().zip(&residual[at..]) {
-                *value += residual;
-            }
-        })
-    })?
-}
-
-/// `x W^T + b`, then `finish(row, first column, values)` on every piece of the result.
-fn finish_linear(
-    (precision, simd): Mode,
-    x: &Tensor,
-    linear: &Linear,
-    finish: impl Fn(usize, usize, &mut [f32]) + Sync,
-) -> Result<Tensor> {
-    let (weight, columns, depth) = host_matrix(&linear.weight)?;
-    let rows = x.dim(0)?;
-    let mut out = vec![0.0; rows * columns];
-    let bias = linear
-        .bias
-        .as_ref()
-        .map(|bias| bias.to_vec1::<f32>())
-        .transpose()?;
-    read(x, |x| {
-        let x = rounded(precision, x);
-        gemm::product(
-            simd,
-            Rows { data: &x, depth },
-            [weight],
-            &mut out,
-            |row, column, [products], out| {
-                match &bias {
-                    Some(bias) => {
-                        for ((out, product), bias) in
-                            out.iter_mut().zip(products).zip(&bias[column..])
-                        {
-                            *out = product + bias;
-                        }
-                    }
-                    None => out.copy_from_slice(products),
-                }
-                finish(row, column, out);
-            },
-        );
-    })?;
-    tensor(out, rows, columns)
-}
-
-pub(super) fn gated_mlp(
-    mode: Mode,
-    x: &Tensor,
-    mlp: &GatedMlp,
-    residual: &Tensor,
-) -> Result<Tensor> {
-    let (precision, simd) = mode;
-    let (gate, intermediate, hidden) = host_matrix(&mlp.gate)?;
-    let (up, ..) = host_matrix(&mlp.up)?;
-    let rows = x.dim(0)?;
-    let mut inner = vec![0.0; rows * intermediate];
-    read(x, |x| {
-        let x = rounded(precision, x);
-        gemm::product(
-            simd,
-            Rows {
-                data: &x,
-                depth: hidden,
-            },
-            [gate, up],
-            &mut inner,
-            |_, _, [gate, up], out| {
-                for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = rows::silu(gate) * up;
-                }
-            },
-        );
-    })?;
-    let inner = tensor(inner, rows, intermediate)?;
-    let down = Linear {
-        weight: mlp.down.clone(),
-        bias: None,
-    };
-    linear_add(mode, &inner, &down, residual)
-}
-
-/// Runs `with(input, output)` on a tensor and a new one of its shape.
-fn map(x: &Tensor, with: impl FnOnce(&[f32], &mut [f32])) -> Result<Tensor> {
-    let (rows, columns) = x.dims2()?;
-    let mut out = vec![0.0; rows * columns];
-    read(x, |x| with(x, &mut out))?;
-    tensor(out, rows, columns)
-}
-
-pub(super) fn rms_norm(simd: Simd, x: &Tensor, norm: &Norm) -> Result<Tensor> {
-    read(&norm.weight, |weight| {
-        map(x, |x, out| {
-            rows::rms_norm(simd, x, weight, norm.eps as f32, out)
-        })
-    })?
-}
-
-pub(super) fn layer_norm(simd: Simd, x: &Tensor, norm: &Norm) -> Result<Tensor> {
-    let Some(bias) = &norm.bias else {
-        bail!("a layer norm without a bias")
-    };
-    read(&norm.weight, |weight| {
-        read(bias, |bias| {
-            map(x, |x, out| {
-                rows::layer_norm(simd, x, (weight, bias), norm.eps as f32, out)
+/// Runs `with` on the weights of a norm.
+fn read_norm<T>(norm: &Norm, with: impl FnOnce(NormWeights<'_>) -> T) -> Result<T> {
+    let eps = norm.eps as f32;
+    read(&norm.weight, |weight| match &norm.bias {
+        None => Ok(with(NormWeights {
+            weight,
+            bias: None,
+            eps,
+        })),
+        Some(bias) => read(bias, |bias| {
+            with(NormWeights {
+                weight,
+                bias: Some(bias),
+                eps,
             })
-        })?
+        }),
     })?
 }
 
-pub(super) fn rope(simd: Simd, x: &Tensor, norm: Option<&Norm>, rope: &Rope) -> Result<Tensor> {
+/// The rows `ids` of a table, each times its weight, summed over the lookups in order.
+pub(super) fn lookup(table: &HostTensor, lookups: &[(&[u32], Option<&[f32]>)]) -> HostRows {
+    let width = table.shape[1];
+    let bytes = width * table.dtype.size_bytes();
+    let mut out = HostRows::stale(lookups[0].0.len(), width);
+    out.data_mut()
+        .par_chunks_mut(width)
+        .enumerate()
+        .for_each(|(row, out)| {
+            out.fill(0.0);
+            for (ids, weights) in lookups {
+                let at = ids[row] as usize * bytes;
+                let weight = weights.map_or(1.0, |weights| weights[row]);
+                let values = table.dtype.values(&table.bytes()[at..at + bytes]);
+                for (out, value) in out.iter_mut().zip(values) {
+                    *out += weight * value;
+                }
+            }
+        });
+    out
+}
+
+pub(super) fn norm(simd: Simd, x: &HostRows, norm: &Norm) -> Result<HostRows> {
+    let mut out = HostRows::stale(x.rows, x.width);
+    read_norm(norm, |weights| {
+        rows::norm(simd, x.data(), weights, out.data_mut());
+    })?;
+    Ok(out)
+}
+
+pub(super) fn add(x: &mut HostRows, y: &HostRows) {
+    x.data_mut()
+        .par_chunks_mut(x_chunk(y.width))
+        .zip(y.data().par_chunks(x_chunk(y.width)))
+        .for_each(|(x, y)| {
+            for (x, y) in x.iter_mut().zip(y) {
+                *x += y;
+            }
+        });
+}
+
+/// Numbers of sixteen rows.
+fn x_chunk(width: usize) -> usize {
+    16 * width.max(1)
+}
+
+pub(super) fn gather_rows(x: &HostRows, ids: &[u32]) -> HostRows {
+    let mut out = HostRows::stale(ids.len(), x.width);
+    for (i, &id) in ids.iter().enumerate() {
+        out.row_mut(i).copy_from_slice(x.row(id as usize));
+    }
+    out
+}
+
+pub(super) fn replace_rows(x: &mut HostRows, ids: &[u32], with: &HostRows) {
+    for (i, &id) in ids.iter().enumerate() {
+        x.row_mut(id as usize).copy_from_slice(with.row(i));
+    }
+}
+
+pub(super) fn add_rows(x: &mut HostRows, ids: &[u32], plus: &HostRows) {
+    for (i, &id) in ids.iter().enumerate() {
+        for (x, plus) in x.row_mut(id as usize).iter_mut().zip(plus.row(i)) {
+            *x += plus;
+        }
+    }
+}
+
+pub(super) fn rotate(
+    simd: Simd,
+    x: &mut HostRows,
+    heads: &[HeadRange<'_>],
+    rope: &Rope,
+) -> Result<()> {
     let head_dim = 2 * rope.cos.dim(1)?;
-    let weight = norm.map(|norm| norm.weight.to_vec1::<f32>()).transpose()?;
-    let norm = weight.as_deref().zip(norm.map(|norm| norm.eps as f32));
+    let norms = heads
+        .iter()
+        .map(|heads| {
+            heads
+                .norm
+                .map(|norm| Ok((norm.weight.to_vec1::<f32>()?, norm.eps as f32)))
+                .transpose()
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let heads: Vec<_> = heads
+        .iter()
+        .zip(&norms)
+        .map(|(heads, norm)| RotatedHeads {
+            start: heads.columns.start,
+            end: heads.columns.end,
+            norm: norm.as_ref().map(|(weight, eps)| NormWeights {
+                weight,
+                bias: None,
+                eps: *eps,
+            }),
+        })
+        .collect();
+    let width = x.width;
     read(&rope.cos, |cos| {
         read(&rope.sin, |sin| {
-            let rotation = rows::Rotation { cos, sin, head_dim };
-            map(x, |x, out| rows::rope(simd, x, norm, rotation, out))
-        })?
+            let rotation = Rotation { cos, sin, head_dim };
+            rows::rotate(simd, x.data_mut(), width, &heads, rotation);
+        })
     })?
 }
 
 pub(super) fn attention(
-    simd: Simd,
-    [q, k, v]: [&Tensor; 3],
+    (simd, precision): (Simd, Precision),
+    projections: Projections<'_>,
+    past: &[Option<&Activations>],
     spans: &Spans,
     heads: Heads,
-) -> Result<Tensor> {
-    read(k, |k| {
-        read(v, |v| {
-            map(q, |q, out| {
-                attention::attention(simd, (q, k, v), spans, heads, out)
-            })
-        })
-    })??
+) -> Result<HostRows> {
+    let Projections { q, k, v } = projections;
+    let columns = |rows: &HostRows, start: usize| (rows.width, start);
+    let (queries, kv) = (q.0.host()?, k.0.host()?);
+    let view = |rows, start| {
+        let (stride, start) = columns(rows, start);
+        Columns {
+            data: rows.data(),
+            stride,
+            start,
+        }
+    };
+    let values = v.0.host()?;
+    let mut sequences = Vec::with_capacity(spans.sequences());
+    for sequence in 0..spans.sequences() {
+        let mut keys = Vec::with_capacity(2);
+        if let Some(past) = past.get(sequence).copied().flatten() {
+            let past = past.host()?;
+            keys.push(KeyRows {
+                keys: view(past, k.1),
+                values: view(past, v.1),
+                rows: 0..past.rows,
+            });
+        }
+        keys.push(KeyRows {
+            keys: view(kv, k.1),
+            values: view(values, v.1),
+            rows: spans.keys(sequence),
+        });
+        sequences.push(Attending {
+            queries: spans.queries(sequence),
+            keys,
+        });
+    }
+    let mode = Mode {
+        simd,
+        bf16: precision != Precision::F32 && simd.multiplies_bf16(),
+        causal: spans.causal,
+    };
+    let mut out = HostRows::stale(queries.rows, heads.heads * heads.head_dim);
+    attention::attention(mode, view(queries, q.1), &sequences, heads, out.data_mut());
+    Ok(out)
 }

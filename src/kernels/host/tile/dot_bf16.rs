@@ -1,0 +1,52 @@
+//! bf16 rows times a bf16 panel by `vdpbf16ps`: two products and two additions in f32 for each lane.
+
+use std::arch::x86_64::*;
+
+use super::super::format::{BLOCK_GROUPS, PANEL_COLUMNS};
+use super::Pair;
+
+/// # Safety
+/// The pointers reach as far as `pair` says and `to` has room for the tile; AVX-512 F and BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn multiply(pair: Pair, to: *mut f32) {
+    // SAFETY: the caller's contract; stale rows within the tile's height are computed along.
+    unsafe {
+        match pair.count {
+            1 => rows::<1>(pair, to),
+            2 => rows::<2>(pair, to),
+            3 | 4 => rows::<4>(pair, to),
+            5..=8 => rows::<8>(pair, to),
+            _ => rows::<12>(pair, to),
+        }
+    }
+}
+
+/// # Safety
+/// As [`multiply`]; `ROWS <= height`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn rows<const ROWS: usize>(pair: Pair, to: *mut f32) {
+    // SAFETY: the caller's contract. A register of sixteen pairs is the same 64 bytes whatever its elements are called.
+    unsafe {
+        let bf16 = |bits: __m512i| std::mem::transmute::<__m512i, __m512bh>(bits);
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        let (mut x, mut w) = (pair.rows, pair.panel);
+        for _ in 0..pair.blocks {
+            for group in 0..BLOCK_GROUPS {
+                let low = bf16(_mm512_load_si512(w.cast()));
+                let high = bf16(_mm512_load_si512(w.add(PANEL_COLUMNS / 2).cast()));
+                for (row, [first, second]) in sums.iter_mut().enumerate() {
+                    let x = bf16(_mm512_set1_epi32(*x.add(row * BLOCK_GROUPS + group) as i32));
+                    *first = _mm512_dpbf16_ps(*first, x, low);
+                    *second = _mm512_dpbf16_ps(*second, x, high);
+                }
+                w = w.add(PANEL_COLUMNS);
+            }
+            x = x.add(pair.height * BLOCK_GROUPS);
+        }
+        for (row, [first, second]) in sums.into_iter().enumerate() {
+            _mm512_storeu_ps(to.add(row * PANEL_COLUMNS), first);
+            _mm512_storeu_ps(to.add(row * PANEL_COLUMNS + PANEL_COLUMNS / 2), second);
+        }
+    }
+}

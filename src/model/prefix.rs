@@ -1,0 +1,35 @@
+//! The template and instruction before a user's content: computed once, their keys and values kept.
+//!
+//! The language model is causal, so what a token's keys and values are depends on the tokens before it alone. A sequence that begins
+//! with tokens whose keys and values are at hand needs only the rest computed, to the same bits.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::kernels::Activations;
+
+/// Keys and values of the first tokens of a sequence.
+#[derive(Debug)]
+pub struct Prefix {
+    /// How many tokens.
+    pub tokens: usize,
+    /// For each layer `[tokens, 2 * kv_heads * head_dim]`: rotated keys, then values.
+    pub(super) layers: Vec<Activations>,
+}
+
+impl Prefix {
+    /// Memory in use.
+    pub fn bytes(&self) -> usize {
+        let numbers = |layer: &Activations| layer.rows() * layer.width();
+        4 * self.layers.iter().map(numbers).sum::<usize>()
+    }
+}
+
+/// What a forward pass takes from earlier ones and leaves for later ones.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reuse<'a> {
+    /// Empty, or for each sequence what comes before the tokens given.
+    pub past: &'a [Option<Arc<Prefix>>],
+    /// Rows of the packed tokens whose keys and values are to be kept, each range the beginning of a sequence without a past.
+    pub keep: &'a [Range<u32>],
+}
