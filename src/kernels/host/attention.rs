@@ -334,6 +334,7 @@ impl<'a> Chunk<'a> {
                 blocks: self.plan.head_blocks,
                 height: queries.height,
                 count,
+                accumulate: false,
             };
             // SAFETY: both sides have `head_blocks` blocks; a panel is there for every key that is seen.
             unsafe { multiply.run(self.plan.mode.simd, pair, scores) };
@@ -395,6 +396,7 @@ impl<'a> Chunk<'a> {
                 blocks: format.blocks(seen),
                 height: probabilities.height,
                 count: rows.len(),
+                accumulate: false,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.
             unsafe { multiply.run(self.plan.mode.simd, pair, &mut products) };
@@ -433,27 +435,30 @@ impl Task for SoftenRow<'_> {
         let row = self.row;
         // The last lanes, with minus infinity where the row sees nothing.
         let mut tail = [f32::NEG_INFINITY; LANES];
-        let at = |vector: usize| &self.scores[vector / 2].0[row][vector % 2 * LANES..][..LANES];
         if rest > 0 {
-            tail[..rest].copy_from_slice(&at(whole)[..rest]);
+            let lanes = &self.scores[whole / 2].0[row][whole % 2 * LANES..];
+            tail[..rest].copy_from_slice(&lanes[..rest]);
         }
         // SAFETY: reads and writes of sixteen within rows of 32 and of `KEYS`.
         unsafe {
             let mut largest = L::load(tail.as_ptr());
             for vector in 0..whole {
-                largest = largest.max(L::load(at(vector).as_ptr()));
+                let lanes = &self.scores[vector / 2].0[row][vector % 2 * LANES..][..LANES];
+                largest = largest.max(L::load(lanes.as_ptr()));
             }
             let largest = self.largest.max(largest.largest() * self.scale);
             let (scale, minus_largest) = (L::splat(self.scale), L::splat(-largest));
-            let soften = |scores: L| exp_of_negative(scores.mul_add(scale, minus_largest));
             let mut total = L::zero();
             for vector in 0..whole {
-                let softened = soften(L::load(at(vector).as_ptr()));
+                let lanes = &self.scores[vector / 2].0[row][vector % 2 * LANES..][..LANES];
+                let scores = L::load(lanes.as_ptr());
+                let softened = exp_of_negative(scores.mul_add(scale, minus_largest));
                 softened.store(self.softened.as_mut_ptr().add(vector * LANES));
                 total = total.add(softened);
             }
             if rest > 0 {
-                soften(L::load(tail.as_ptr())).store(tail.as_mut_ptr());
+                let scores = L::load(tail.as_ptr());
+                exp_of_negative(scores.mul_add(scale, minus_largest)).store(tail.as_mut_ptr());
                 tail[rest..].fill(0.0);
                 self.softened[whole * LANES..][..LANES].copy_from_slice(&tail);
                 total = total.add(L::load(tail.as_ptr()));

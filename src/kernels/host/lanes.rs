@@ -164,11 +164,9 @@ impl Lanes for Avx2 {
     unsafe fn load_first(from: *const u32) -> Self {
         // SAFETY: the caller gives sixteen readable pairs.
         unsafe {
-            let widen = |pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
-            Avx2(
-                widen(_mm256_loadu_si256(from.cast())),
-                widen(_mm256_loadu_si256(from.add(8).cast())),
-            )
+            let low = _mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()));
+            let high = _mm256_slli_epi32::<16>(_mm256_loadu_si256(from.add(8).cast()));
+            Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
     #[inline(always)]
@@ -176,11 +174,9 @@ impl Lanes for Avx2 {
         // SAFETY: the caller gives sixteen readable pairs.
         unsafe {
             let mask = _mm256_set1_epi32(SECOND as i32);
-            let widen = |pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, mask));
-            Avx2(
-                widen(_mm256_loadu_si256(from.cast())),
-                widen(_mm256_loadu_si256(from.add(8).cast())),
-            )
+            let low = _mm256_and_si256(_mm256_loadu_si256(from.cast()), mask);
+            let high = _mm256_and_si256(_mm256_loadu_si256(from.add(8).cast()), mask);
+            Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
     #[inline(always)]
@@ -236,11 +232,12 @@ impl Lanes for Avx2 {
         // SAFETY: AVX2 is there, by the trait's contract.
         unsafe {
             let exponent = _mm256_set1_epi32(EXPONENT as i32);
-            let power = |lanes| {
-                let bits = _mm256_add_epi32(_mm256_castps_si256(lanes), exponent);
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits))
-            };
-            Avx2(power(self.0), power(self.1))
+            let low = _mm256_add_epi32(_mm256_castps_si256(self.0), exponent);
+            let high = _mm256_add_epi32(_mm256_castps_si256(self.1), exponent);
+            Avx2(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
+            )
         }
     }
     #[inline(always)]

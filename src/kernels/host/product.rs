@@ -1,16 +1,24 @@
 //! Matrix products: an operand times panels, cut into tasks that keep their panels in the second cache, and what is done with each
 //! tile of the result before it leaves the first.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::format::{Format, PANEL_COLUMNS};
+use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
 use super::operand::{Operand, Rounding};
 use super::panels::Panels;
 use super::simd::Simd;
 use super::tile::{self, Multiply, Pair, Products};
 
-/// Bytes of panels one task multiplies all its rows with: half of a common second cache, the rest is for rows.
-const TASK_PANEL_BYTES: usize = 512 << 10;
+/// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
+const TASK_PANEL_BYTES: usize = 768 << 10;
+
+/// Blocks along the depth after which a task goes on to the next tile, so that a deep layer's tiles stay in the second cache, too.
+const PIECE_BLOCKS: usize = 64;
+
+/// Rows of a task whose depth is cut: their unfinished products wait in the second cache.
+const PIECEWISE_ROWS: usize = 512;
 
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
@@ -43,81 +51,122 @@ pub(crate) fn product(
         panels.blocks * ratio,
         "rows and weights are equally padded"
     );
-    let tasks = Tasks::of(rows.tiles(), panels);
-    (0..tasks.columns * tasks.rows)
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|task| {
-            let (columns, row_tiles) = tasks.ranges(task, rows.tiles(), panels.panels());
-            let mut products = Products::ZERO;
-            tile::enter(simd);
-            for row_tile in row_tiles {
-                let row = row_tile * rows.height;
-                let count = rows.height.min(rows.rows - row);
-                for panel in columns.clone() {
-                    let pair = Pair {
-                        rows: rows.tile(row_tile),
-                        panel: panels.panel(panel),
-                        blocks: panels.blocks,
-                        height: rows.height,
-                        count,
-                    };
-                    // SAFETY: operand and panels are as large as they say, which was asserted to fit together; both begin lines.
-                    unsafe { multiply.run(simd, pair, &mut products) };
-                    let products = &mut products.0[..count];
-                    if panels.format == Format::Int8 {
-                        simd.run(Scale {
-                            products,
-                            rows: &rows.scales()[row..row + count],
-                            columns: panels.scales(panel),
-                            offset: rows.rounding == Rounding::OffsetInt8,
-                        });
-                    }
-                    finish(Tile {
-                        row,
-                        panel,
-                        rows: products,
-                    });
-                }
-            }
-            tile::leave(simd);
-        });
+    let tasks = Tasks::of(rows, panels);
+    let shared = Shared { simd, rows, panels, multiply, pieces: tasks.pieces };
+    (0..tasks.columns * tasks.rows).into_par_iter().with_max_len(1).for_each(|task| {
+        let (columns, row_tiles) = tasks.ranges(task, rows.tiles(), panels.panels());
+        tile::enter(simd);
+        shared.run(columns, row_tiles, &finish);
+        tile::leave(simd);
+    });
 }
 
-/// How a product is cut: this many ranges of panels times this many of row tiles.
+/// What all tasks of a product share.
+struct Shared<'a> {
+    simd: Simd,
+    rows: &'a Operand,
+    panels: &'a Panels,
+    multiply: Multiply,
+    /// Pieces the depth is cut in.
+    pieces: usize,
+}
+
+impl Shared<'_> {
+    fn run(&self, columns: Range<usize>, row_tiles: Range<usize>, finish: &(impl Fn(Tile<'_>) + Sync)) {
+        if self.pieces == 1 {
+            let mut products = Products::ZERO;
+            for row_tile in row_tiles {
+                for panel in columns.clone() {
+                    self.multiply(row_tile, panel, 0, &mut products);
+                    self.finish(row_tile, panel, &mut products, finish);
+                }
+            }
+            return;
+        }
+        let mut waiting: Vec<Products> = (0..row_tiles.len() * columns.len()).map(|_| Products::ZERO).collect();
+        for piece in 0..self.pieces {
+            let mut products = waiting.iter_mut();
+            for row_tile in row_tiles.clone() {
+                for (panel, products) in columns.clone().zip(products.by_ref()) {
+                    self.multiply(row_tile, panel, piece, products);
+                    if piece + 1 == self.pieces {
+                        self.finish(row_tile, panel, products, finish);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows of a tile that count.
+    fn count(&self, row_tile: usize) -> usize {
+        self.rows.height.min(self.rows.rows - row_tile * self.rows.height)
+    }
+
+    fn multiply(&self, row_tile: usize, panel: usize, piece: usize, products: &mut Products) {
+        let (rows, panels) = (self.rows, self.panels);
+        let cut = |piece: usize| piece * panels.blocks / self.pieces;
+        let (start, end) = (cut(piece), cut(piece + 1));
+        let ratio = rows.blocks / panels.blocks;
+        // SAFETY: `start` is a block of both sides: operand and panels are as large as they say, which was asserted to fit
+        // together, and each block begins a line.
+        unsafe {
+            let pair = Pair {
+                rows: rows.tile(row_tile).add(start * ratio * rows.height * BLOCK_GROUPS),
+                panel: panels.panel(panel).add(start * BLOCK_GROUPS * PANEL_COLUMNS),
+                blocks: end - start,
+                height: rows.height,
+                count: self.count(row_tile),
+                accumulate: piece > 0,
+            };
+            self.multiply.run(self.simd, pair, products);
+        }
+    }
+
+    fn finish(&self, row_tile: usize, panel: usize, products: &mut Products, finish: &(impl Fn(Tile<'_>) + Sync)) {
+        let (row, count) = (row_tile * self.rows.height, self.count(row_tile));
+        let products = &mut products.0[..count];
+        if self.panels.format == Format::Int8 {
+            self.simd.run(Scale {
+                products,
+                rows: &self.rows.scales()[row..row + count],
+                columns: self.panels.scales(panel),
+                offset: self.rows.rounding == Rounding::OffsetInt8,
+            });
+        }
+        finish(Tile { row, panel, rows: products });
+    }
+}
+
+/// How a product is cut: this many ranges of panels times this many of row tiles, each along so many pieces of the depth.
 #[derive(Clone, Copy)]
 struct Tasks {
     columns: usize,
     rows: usize,
+    pieces: usize,
 }
 
 impl Tasks {
-    fn of(tiles: usize, panels: &Panels) -> Self {
+    fn of(rows: &Operand, panels: &Panels) -> Self {
         let wanted = TASKS_A_THREAD * rayon::current_num_threads();
-        let whole = (TASK_PANEL_BYTES / panels.panel_bytes()).max(1);
-        let columns = panels
-            .panels()
-            .div_ceil(whole)
-            .max(wanted.min(panels.panels()));
-        Tasks {
-            columns,
-            rows: wanted.div_ceil(columns).min(tiles).max(1),
-        }
+        let tiles = rows.tiles();
+        // What fits well is not cut, and one tile has nothing to come back to.
+        let pieces = if tiles > 1 && panels.blocks > PIECE_BLOCKS * 3 / 2 {
+            panels.blocks.div_ceil(PIECE_BLOCKS)
+        } else {
+            1
+        };
+        let whole = (TASK_PANEL_BYTES / (panels.panel_bytes() / pieces)).max(1);
+        let columns = panels.panels().div_ceil(whole).max(wanted.min(panels.panels()));
+        let most_tiles = if pieces > 1 { PIECEWISE_ROWS / rows.height } else { tiles };
+        let row_ranges = wanted.div_ceil(columns).max(tiles.div_ceil(most_tiles.max(1)));
+        Tasks { columns, rows: row_ranges.min(tiles).max(1), pieces }
     }
 
     /// The panels and the row tiles of a task: neighbours in time share panels.
-    fn ranges(
-        self,
-        task: usize,
-        tiles: usize,
-        panels: usize,
-    ) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+    fn ranges(self, task: usize, tiles: usize, panels: usize) -> (Range<usize>, Range<usize>) {
         let (column, row) = (task / self.rows, task % self.rows);
         let cut = |i: usize, parts: usize, of: usize| i * of / parts..(i + 1) * of / parts;
-        (
-            cut(column, self.columns, panels),
-            cut(row, self.rows, tiles),
-        )
+        (cut(column, self.columns, panels), cut(row, self.rows, tiles))
     }
 }
 

@@ -28,15 +28,21 @@ pub(super) unsafe fn multiply(pair: Pair, to: *mut f32) {
 unsafe fn rows<const ROWS: usize>(pair: Pair, to: *mut f32) {
     // SAFETY: the caller's contract. A register of sixteen pairs is the same 64 bytes whatever its elements are called.
     unsafe {
-        let bf16 = |bits: __m512i| std::mem::transmute::<__m512i, __m512bh>(bits);
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        if pair.accumulate {
+            for (row, [first, second]) in sums.iter_mut().enumerate() {
+                *first = _mm512_loadu_ps(to.add(row * PANEL_COLUMNS));
+                *second = _mm512_loadu_ps(to.add(row * PANEL_COLUMNS + PANEL_COLUMNS / 2));
+            }
+        }
         let (mut x, mut w) = (pair.rows, pair.panel);
         for _ in 0..pair.blocks {
             for group in 0..BLOCK_GROUPS {
-                let low = bf16(_mm512_load_si512(w.cast()));
-                let high = bf16(_mm512_load_si512(w.add(PANEL_COLUMNS / 2).cast()));
+                let low = w.cast::<__m512bh>().read();
+                let high = w.add(PANEL_COLUMNS / 2).cast::<__m512bh>().read();
                 for (row, [first, second]) in sums.iter_mut().enumerate() {
-                    let x = bf16(_mm512_set1_epi32(*x.add(row * BLOCK_GROUPS + group) as i32));
+                    let x = _mm512_set1_epi32(*x.add(row * BLOCK_GROUPS + group) as i32);
+                    let x = std::mem::transmute::<__m512i, __m512bh>(x);
                     *first = _mm512_dpbf16_ps(*first, x, low);
                     *second = _mm512_dpbf16_ps(*second, x, high);
                 }

@@ -13,6 +13,10 @@ use super::Pair;
 pub(super) unsafe fn portable(pair: Pair, to: *mut i32) {
     for row in 0..pair.count {
         let mut sums = [0_i32; PANEL_COLUMNS];
+        if pair.accumulate {
+            // SAFETY: the row is inside the tile.
+            sums = unsafe { to.add(row * PANEL_COLUMNS).cast::<[i32; PANEL_COLUMNS]>().read() };
+        }
         for at in 0..pair.blocks * BLOCK_GROUPS {
             let (block, group) = (at / BLOCK_GROUPS, at % BLOCK_GROUPS);
             // SAFETY: inside the tile and the panel.
@@ -52,6 +56,13 @@ pub(super) unsafe fn avx2(pair: Pair, to: *mut i32) {
             unsafe {
                 let ones = _mm256_set1_epi16(1);
                 let mut sums = [[_mm256_setzero_si256(); 2]; 3];
+                if pair.accumulate {
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let from = to.add((row + r) * PANEL_COLUMNS + column);
+                        sums[0] = _mm256_loadu_si256(from.cast());
+                        sums[1] = _mm256_loadu_si256(from.add(8).cast());
+                    }
+                }
                 let (mut x, mut w) = (pair.rows.add(row * BLOCK_GROUPS), pair.panel.add(column));
                 for _ in 0..pair.blocks {
                     for group in 0..BLOCK_GROUPS {
@@ -109,6 +120,12 @@ unsafe fn vnni_rows<const ROWS: usize>(pair: Pair, to: *mut i32) {
     // SAFETY: the caller's contract.
     unsafe {
         let mut sums = [[_mm512_setzero_si512(); 2]; ROWS];
+        if pair.accumulate {
+            for (row, [first, second]) in sums.iter_mut().enumerate() {
+                *first = _mm512_loadu_si512(to.add(row * PANEL_COLUMNS).cast());
+                *second = _mm512_loadu_si512(to.add(row * PANEL_COLUMNS + PANEL_COLUMNS / 2).cast());
+            }
+        }
         let (mut x, mut w) = (pair.rows, pair.panel);
         for _ in 0..pair.blocks {
             for group in 0..BLOCK_GROUPS {

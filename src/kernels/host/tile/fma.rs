@@ -52,6 +52,13 @@ unsafe fn multiply<L: Lanes, const WIDEN: bool, const ROWS: usize, const VECTORS
     // SAFETY: the caller's contract.
     unsafe {
         let mut sums = [[L::zero(); VECTORS]; ROWS];
+        if pair.accumulate {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (vector, sum) in sums.iter_mut().enumerate() {
+                    *sum = L::load(to.add(row * PANEL_COLUMNS + column + vector * LANES));
+                }
+            }
+        }
         let mut panel = pair.panel.add(column);
         for block in 0..pair.blocks {
             for part in 0..step {
@@ -61,14 +68,16 @@ unsafe fn multiply<L: Lanes, const WIDEN: bool, const ROWS: usize, const VECTORS
                     .cast::<f32>();
                 for at in (0..BLOCK_GROUPS).step_by(step) {
                     for second in 0..step {
-                        let columns: [L; VECTORS] = std::array::from_fn(|vector| {
+                        // No closure: a closure would not be compiled with the instruction set.
+                        let mut columns = [L::zero(); VECTORS];
+                        for (vector, column) in columns.iter_mut().enumerate() {
                             let from = panel.add(vector * LANES);
-                            match (WIDEN, second) {
+                            *column = match (WIDEN, second) {
                                 (false, _) => L::load(from.cast()),
                                 (true, 0) => L::load_first(from),
                                 (true, _) => L::load_second(from),
-                            }
-                        });
+                            };
+                        }
                         for (row, sums) in sums.iter_mut().enumerate() {
                             let x = L::splat(*rows.add(row * BLOCK_GROUPS + at + second));
                             for (sum, column) in sums.iter_mut().zip(columns) {

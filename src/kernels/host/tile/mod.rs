@@ -36,6 +36,9 @@ pub(crate) struct Pair {
     pub(crate) height: usize,
     /// Rows that count; the others' products are garbage.
     pub(crate) count: usize,
+    /// Whether the products are added to what is there: a depth cut in pieces gives the bits of the whole, because each sum goes
+    /// on where it stopped.
+    pub(crate) accumulate: bool,
 }
 
 /// Which loop multiplies two formats.
