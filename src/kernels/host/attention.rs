@@ -9,42 +9,17 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, bf16_bits};
-use super::lanes::{LANES, Lanes, Task, exp_of_negative};
+use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
+use super::key_panels::{Columns, KeyPanels, KeyRows};
+use super::lanes::{Lanes, Task};
 use super::operand::{Operand, Rounding};
 use super::simd::Simd;
+use super::softmax::{KEY_PANELS, KEYS, SoftmaxRow};
 use super::tile::{self, Multiply, Pair, Products};
 use crate::kernels::Heads;
 
-/// Keys a block of scores covers.
-const KEYS: usize = 256;
-/// Panels of a block of scores.
-const KEY_PANELS: usize = KEYS / PANEL_COLUMNS;
 /// Queries of one task: as many as keep the products of a block of keys above what its memory traffic costs.
 const QUERIES: usize = 128;
-
-/// Columns of rows: `width` numbers from `start` on of rows `stride` apart.
-#[derive(Clone, Copy)]
-pub(crate) struct Columns<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) stride: usize,
-    pub(crate) start: usize,
-}
-
-impl<'a> Columns<'a> {
-    fn head(&self, row: usize, head: usize, head_dim: usize) -> &'a [f32] {
-        let at = row * self.stride + self.start + head * head_dim;
-        &self.data[at..at + head_dim]
-    }
-}
-
-/// Some rows of keys and values.
-#[derive(Clone)]
-pub(crate) struct KeyRows<'a> {
-    pub(crate) keys: Columns<'a>,
-    pub(crate) values: Columns<'a>,
-    pub(crate) rows: Range<usize>,
-}
 
 /// One sequence: its queries, and its keys in one or more pieces.
 pub(crate) struct Attending<'a> {
@@ -62,14 +37,6 @@ pub(crate) struct Mode {
     pub(crate) bf16: bool,
     /// Whether later keys are hidden: the last query sees the last key, the one before it one less.
     pub(crate) causal: bool,
-}
-
-/// Keys and values of one sequence and one head, packed.
-struct Packed {
-    keys: Buffer,
-    values: Buffer,
-    /// How many.
-    count: usize,
 }
 
 /// What every task needs to know.
@@ -111,9 +78,16 @@ pub(crate) fn attention(
     let pairs: Vec<(usize, usize)> = (0..sequences.len())
         .flat_map(|sequence| (0..heads.kv_heads).map(move |head| (sequence, head)))
         .collect();
-    let packed: Vec<Packed> = pairs
+    let packed: Vec<KeyPanels> = pairs
         .par_iter()
-        .map(|&(sequence, head)| plan.pack(&sequences[sequence].keys, head))
+        .map(|&(sequence, head)| {
+            KeyPanels::pack(
+                mode.simd,
+                format,
+                &sequences[sequence].keys,
+                (head, heads.head_dim),
+            )
+        })
         .collect();
     let mut tasks = Vec::new();
     for (pair, &(sequence, _)) in pairs.iter().enumerate() {
@@ -139,57 +113,6 @@ pub(crate) fn attention(
         });
 }
 
-impl Plan {
-    /// Packs one head of a sequence's keys and values.
-    fn pack(&self, pieces: &[KeyRows<'_>], head: usize) -> Packed {
-        let count = pieces.iter().map(|piece| piece.rows.len()).sum::<usize>();
-        let panel_words = self.head_blocks * BLOCK_GROUPS * PANEL_COLUMNS;
-        let value_words = self.format.blocks(count) * BLOCK_GROUPS * PANEL_COLUMNS;
-        let mut keys = Buffer::zeroed(count.div_ceil(PANEL_COLUMNS) * panel_words);
-        let mut values = Buffer::zeroed(self.head_panels * value_words);
-        let rows = pieces
-            .iter()
-            .flat_map(|piece| piece.rows.clone().map(move |row| (piece, row)));
-        for (i, (piece, row)) in rows.enumerate() {
-            let key = piece.keys.head(row, head, self.heads.head_dim);
-            let at = i / PANEL_COLUMNS * panel_words + i % PANEL_COLUMNS;
-            let column = &mut keys.words_mut()[at..];
-            let value = piece.values.head(row, head, self.heads.head_dim);
-            match self.format {
-                Format::Bf16 => {
-                    for (word, pair) in column.iter_mut().step_by(PANEL_COLUMNS).zip(key.chunks(2))
-                    {
-                        let high = pair.get(1).map_or(0, |&high| bf16_bits(high));
-                        *word = u32::from(bf16_bits(pair[0])) | u32::from(high) << 16;
-                    }
-                    for (panel, value) in value.chunks(PANEL_COLUMNS).enumerate() {
-                        let at = panel * value_words + i / 2 * PANEL_COLUMNS;
-                        for (word, &value) in values.words_mut()[at..].iter_mut().zip(value) {
-                            *word |= u32::from(bf16_bits(value)) << (16 * (i % 2));
-                        }
-                    }
-                }
-                _ => {
-                    for (word, &value) in column.iter_mut().step_by(PANEL_COLUMNS).zip(key) {
-                        *word = value.to_bits();
-                    }
-                    for (panel, value) in value.chunks(PANEL_COLUMNS).enumerate() {
-                        let at = panel * value_words + i * PANEL_COLUMNS;
-                        for (word, &value) in values.words_mut()[at..].iter_mut().zip(value) {
-                            *word = value.to_bits();
-                        }
-                    }
-                }
-            }
-        }
-        Packed {
-            keys,
-            values,
-            count,
-        }
-    }
-}
-
 /// The output, written by several tasks at disjoint places.
 #[derive(Clone, Copy)]
 struct Output {
@@ -206,7 +129,7 @@ unsafe impl Sync for Output {}
 /// heads of each side by side.
 struct Chunk<'a> {
     plan: &'a Plan,
-    packed: &'a Packed,
+    packed: &'a KeyPanels,
     kv_head: usize,
     queries: Range<usize>,
     /// One after the sequence's last query.
@@ -224,7 +147,7 @@ struct Chunk<'a> {
 impl<'a> Chunk<'a> {
     fn new(
         plan: &'a Plan,
-        packed: &'a Packed,
+        packed: &'a KeyPanels,
         (kv_head, queries, last): (usize, Range<usize>, usize),
     ) -> Self {
         let rows = queries.len() * plan.heads.heads / plan.heads.kv_heads;
@@ -291,7 +214,7 @@ impl<'a> Chunk<'a> {
                 if seen > 0 {
                     self.score(&queries, tile, (first, seen, rows.len()), &mut scores);
                     self.soften(first, rows.clone(), &scores, &mut probabilities);
-                    self.add_values(&probabilities, (first, seen), rows);
+                    self.add_values(&probabilities, (first, seen), (rows, &mut scores[0]));
                 }
             }
         }
@@ -350,30 +273,21 @@ impl<'a> Chunk<'a> {
         scores: &[Products; KEY_PANELS],
         probabilities: &mut Operand,
     ) {
-        let writer = probabilities.writer();
+        let (simd, scale, padded) = (self.plan.mode.simd, self.plan.heads.scale(), self.padded);
+        let seen_by_last = self.visible(rows.end - 1).saturating_sub(first).min(KEYS);
         for (i, row) in rows.enumerate() {
-            let seen = self.visible(row).saturating_sub(first).min(KEYS);
-            let mut softened = [0.0; KEYS];
-            let mut rescale = 1.0;
-            if seen > 0 {
-                self.plan.mode.simd.run(SoftenRow {
-                    scores,
-                    row: i,
-                    seen,
-                    scale: self.plan.heads.scale(),
-                    largest: &mut self.largest[row],
-                    total: &mut self.total[row],
-                    rescale: &mut rescale,
-                    softened: &mut softened,
-                });
-            }
-            if rescale != 1.0 {
-                for sum in &mut self.sums.f32s_mut()[row * self.padded..(row + 1) * self.padded] {
-                    *sum *= rescale;
-                }
-            }
-            // SAFETY: the operand is this task's own.
-            unsafe { writer.write_row(self.plan.mode.simd, i, &softened) };
+            simd.run(SoftmaxRow {
+                scores,
+                row: i,
+                seen: self.visible(row).saturating_sub(first).min(KEYS),
+                written: seen_by_last,
+                scale,
+                largest: &mut self.largest[row],
+                total: &mut self.total[row],
+                sums: &mut self.sums.f32s_mut()[row * padded..(row + 1) * padded],
+                bf16: self.plan.mode.bf16,
+                to: probabilities.first_tile_row(i),
+            });
         }
     }
 
@@ -382,12 +296,11 @@ impl<'a> Chunk<'a> {
         &mut self,
         probabilities: &Operand,
         (first, seen): (usize, usize),
-        rows: Range<usize>,
+        (rows, products): (Range<usize>, &mut Products),
     ) {
         let format = self.plan.format;
         let multiply = Multiply::of(format, format);
         let value_words = format.blocks(self.packed.count) * BLOCK_GROUPS * PANEL_COLUMNS;
-        let mut products = Products::ZERO;
         for panel in 0..self.plan.head_panels {
             let at = panel * value_words + first / format.group() * PANEL_COLUMNS;
             let pair = Pair {
@@ -399,81 +312,24 @@ impl<'a> Chunk<'a> {
                 accumulate: false,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.
-            unsafe { multiply.run(self.plan.mode.simd, pair, &mut products) };
+            unsafe { multiply.run(self.plan.mode.simd, pair, products) };
             for (row, products) in rows.clone().zip(&products.0) {
                 let at = row * self.padded + panel * PANEL_COLUMNS;
-                for (sum, product) in self.sums.f32s_mut()[at..at + PANEL_COLUMNS]
-                    .iter_mut()
-                    .zip(products)
-                {
-                    *sum += product;
-                }
+                let sums = &mut self.sums.f32s_mut()[at..at + PANEL_COLUMNS];
+                self.plan.mode.simd.run(AddRow(sums, products));
             }
         }
     }
 }
 
-/// One row of a block of scores.
-struct SoftenRow<'a> {
-    scores: &'a [Products; KEY_PANELS],
-    row: usize,
-    /// Keys of the block this row sees; at least one.
-    seen: usize,
-    scale: f32,
-    largest: &'a mut f32,
-    total: &'a mut f32,
-    /// What earlier sums are multiplied by.
-    rescale: &'a mut f32,
-    /// All zero.
-    softened: &'a mut [f32; KEYS],
-}
+/// `x += y` on the columns of a panel.
+struct AddRow<'a>(&'a mut [f32], &'a [f32; PANEL_COLUMNS]);
 
-impl Task for SoftenRow<'_> {
+impl Task for AddRow<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let (whole, rest) = (self.seen / LANES, self.seen % LANES);
-        let row = self.row;
-        // The last lanes, with minus infinity where the row sees nothing.
-        let mut tail = [f32::NEG_INFINITY; LANES];
-        if rest > 0 {
-            let lanes = &self.scores[whole / 2].0[row][whole % 2 * LANES..];
-            tail[..rest].copy_from_slice(&lanes[..rest]);
-        }
-        // SAFETY: reads and writes of sixteen within rows of 32 and of `KEYS`.
-        unsafe {
-            let mut largest = L::load(tail.as_ptr());
-            for vector in 0..whole {
-                let lanes = &self.scores[vector / 2].0[row][vector % 2 * LANES..][..LANES];
-                largest = largest.max(L::load(lanes.as_ptr()));
-            }
-            let largest = self.largest.max(largest.largest() * self.scale);
-            let (scale, minus_largest) = (L::splat(self.scale), L::splat(-largest));
-            let mut total = L::zero();
-            for vector in 0..whole {
-                let lanes = &self.scores[vector / 2].0[row][vector % 2 * LANES..][..LANES];
-                let scores = L::load(lanes.as_ptr());
-                let softened = exp_of_negative(scores.mul_add(scale, minus_largest));
-                softened.store(self.softened.as_mut_ptr().add(vector * LANES));
-                total = total.add(softened);
-            }
-            if rest > 0 {
-                let scores = L::load(tail.as_ptr());
-                exp_of_negative(scores.mul_add(scale, minus_largest)).store(tail.as_mut_ptr());
-                tail[rest..].fill(0.0);
-                self.softened[whole * LANES..][..LANES].copy_from_slice(&tail);
-                total = total.add(L::load(tail.as_ptr()));
-            }
-            // Before the first block there is nothing to rescale.
-            if self.largest.is_finite() && *self.largest != largest {
-                *self.rescale = super::activation::exp(*self.largest - largest);
-            }
-            *self.total = *self.total * *self.rescale + total.sum();
-            *self.largest = largest;
+        for (x, y) in self.0.iter_mut().zip(self.1) {
+            *x += y;
         }
     }
 }
-
-const _: () = assert!(
-    KEYS % (2 * BLOCK_GROUPS) == 0,
-    "a block of keys is whole blocks of values"
-);

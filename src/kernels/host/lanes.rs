@@ -16,6 +16,25 @@ const EXPONENT: u32 = 127_u32.wrapping_sub(TO_INTEGER.to_bits());
 /// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
 const TO_INTEGER: f32 = 12_582_912.0;
 
+/// Half of what a bf16 does not keep of an f32.
+const HALF: u32 = 0x8000;
+
+/// The odd elements of 64.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+struct Odd([u16; 32]);
+
+#[cfg(target_arch = "x86_64")]
+static UPPER_HALVES: Odd = {
+    let mut odd = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        odd[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    Odd(odd)
+};
+
 /// Where the second bf16 of a pair lies.
 const SECOND: u32 = 0xffff_0000;
 
@@ -49,6 +68,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// `2^n` for `self = 1.5 * 2^23 + n`, -127 < n < 128: the sum's low bits are the integer.
     unsafe fn power_of_two(self) -> Self;
+    /// Writes 32 bf16, `self` before `other`, rounded to nearest, ties away from zero. None is NaN or infinite.
+    unsafe fn store_bf16(self, other: Self, to: *mut u16);
     /// The largest of all lanes.
     unsafe fn largest(self) -> f32;
     /// The sum of all lanes, in an order fixed by the type.
@@ -117,6 +138,15 @@ impl Lanes for Portable {
             self.0
                 .map(|lane| f32::from_bits(lane.to_bits().wrapping_add(EXPONENT) << 23)),
         )
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, other: Self, to: *mut u16) {
+        let round = |lanes: [f32; LANES]| lanes.map(|lane| ((lane.to_bits() + HALF) >> 16) as u16);
+        // SAFETY: the caller gives room for 32 u16.
+        unsafe {
+            to.cast::<[[u16; LANES]; 2]>()
+                .write_unaligned([round(self.0), round(other.0)]);
+        }
     }
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -241,6 +271,16 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(self, other: Self, to: *mut u16) {
+        let (mut low, mut high) = ([0.0; LANES], [0.0; LANES]);
+        // SAFETY: the arrays have room for sixteen f32; the caller gives room for 32 u16.
+        unsafe {
+            self.store(low.as_mut_ptr());
+            other.store(high.as_mut_ptr());
+            Portable(low).store_bf16(Portable(high), to);
+        }
+    }
+    #[inline(always)]
     unsafe fn largest(self) -> f32 {
         let mut lanes = [0.0; LANES];
         // SAFETY: `lanes` has room for sixteen f32; the portable version needs nothing.
@@ -335,6 +375,18 @@ impl Lanes for Avx512 {
                 _mm512_set1_epi32(EXPONENT as i32),
             );
             Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(bits)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, other: Self, to: *mut u16) {
+        // SAFETY: AVX-512 is there, by the trait's contract; the caller gives room for 32 u16.
+        unsafe {
+            let half = _mm512_set1_epi32(HALF as i32);
+            let low = _mm512_add_epi32(_mm512_castps_si512(self.0), half);
+            let high = _mm512_add_epi32(_mm512_castps_si512(other.0), half);
+            // The upper half of each word of both: odd sixteen-bit elements 1, 3, .. 63.
+            let odd = _mm512_load_si512(UPPER_HALVES.0.as_ptr().cast());
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(low, odd, high));
         }
     }
     #[inline(always)]

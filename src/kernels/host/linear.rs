@@ -135,8 +135,16 @@ impl Task for Finish<'_> {
             }
             match self.activation {
                 Activation::None => {}
-                Activation::GeluTanh => row.iter_mut().for_each(|value| *value = gelu_tanh(*value)),
-                Activation::GeluErf => row.iter_mut().for_each(|value| *value = gelu_erf(*value)),
+                Activation::GeluTanh => {
+                    for value in row {
+                        *value = gelu_tanh(*value);
+                    }
+                }
+                Activation::GeluErf => {
+                    for value in row {
+                        *value = gelu_erf(*value);
+                    }
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod buffer;
 pub(crate) mod format;
+mod key_panels;
 mod lanes;
 mod linear;
 mod operand;
@@ -15,13 +16,15 @@ pub(crate) mod panels;
 mod product;
 mod rows;
 pub(crate) mod simd;
+mod softmax;
 mod tile;
 
 use candle_core::{Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use self::attention::{Attending, Columns, KeyRows, Mode};
+use self::attention::{Attending, Mode};
 use self::buffer::Buffer;
+use self::key_panels::{Columns, KeyRows};
 pub(super) use self::linear::{Host, gated_mlp, linear, linear_add, mlp, norm_linear};
 use self::rows::{NormWeights, RotatedHeads, Rotation};
 use self::simd::Simd;

@@ -111,6 +111,13 @@ impl Operand {
         self.scales.f32s()
     }
 
+    /// The first block of a row of the first tile, and how many words it is to the row's next block.
+    pub(crate) fn first_tile_row(&mut self, row: usize) -> (*mut u32, usize) {
+        assert!(row < self.height, "inside the first tile");
+        let start = self.data.words_mut()[row * BLOCK_GROUPS..].as_mut_ptr();
+        (start, self.height * BLOCK_GROUPS)
+    }
+
     /// A handle several threads can write rows through.
     pub(crate) fn writer(&mut self) -> Writer {
         Writer {

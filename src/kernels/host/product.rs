@@ -52,13 +52,22 @@ pub(crate) fn product(
         "rows and weights are equally padded"
     );
     let tasks = Tasks::of(rows, panels);
-    let shared = Shared { simd, rows, panels, multiply, pieces: tasks.pieces };
-    (0..tasks.columns * tasks.rows).into_par_iter().with_max_len(1).for_each(|task| {
-        let (columns, row_tiles) = tasks.ranges(task, rows.tiles(), panels.panels());
-        tile::enter(simd);
-        shared.run(columns, row_tiles, &finish);
-        tile::leave(simd);
-    });
+    let shared = Shared {
+        simd,
+        rows,
+        panels,
+        multiply,
+        pieces: tasks.pieces,
+    };
+    (0..tasks.columns * tasks.rows)
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|task| {
+            let (columns, row_tiles) = tasks.ranges(task, rows.tiles(), panels.panels());
+            tile::enter(simd);
+            shared.run(columns, row_tiles, &finish);
+            tile::leave(simd);
+        });
 }
 
 /// What all tasks of a product share.
@@ -72,7 +81,12 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    fn run(&self, columns: Range<usize>, row_tiles: Range<usize>, finish: &(impl Fn(Tile<'_>) + Sync)) {
+    fn run(
+        &self,
+        columns: Range<usize>,
+        row_tiles: Range<usize>,
+        finish: &(impl Fn(Tile<'_>) + Sync),
+    ) {
         if self.pieces == 1 {
             let mut products = Products::ZERO;
             for row_tile in row_tiles {
@@ -83,7 +97,9 @@ impl Shared<'_> {
             }
             return;
         }
-        let mut waiting: Vec<Products> = (0..row_tiles.len() * columns.len()).map(|_| Products::ZERO).collect();
+        let mut waiting: Vec<Products> = (0..row_tiles.len() * columns.len())
+            .map(|_| Products::ZERO)
+            .collect();
         for piece in 0..self.pieces {
             let mut products = waiting.iter_mut();
             for row_tile in row_tiles.clone() {
@@ -99,7 +115,9 @@ impl Shared<'_> {
 
     /// Rows of a tile that count.
     fn count(&self, row_tile: usize) -> usize {
-        self.rows.height.min(self.rows.rows - row_tile * self.rows.height)
+        self.rows
+            .height
+            .min(self.rows.rows - row_tile * self.rows.height)
     }
 
     fn multiply(&self, row_tile: usize, panel: usize, piece: usize, products: &mut Products) {
@@ -111,8 +129,12 @@ impl Shared<'_> {
         // together, and each block begins a line.
         unsafe {
             let pair = Pair {
-                rows: rows.tile(row_tile).add(start * ratio * rows.height * BLOCK_GROUPS),
-                panel: panels.panel(panel).add(start * BLOCK_GROUPS * PANEL_COLUMNS),
+                rows: rows
+                    .tile(row_tile)
+                    .add(start * ratio * rows.height * BLOCK_GROUPS),
+                panel: panels
+                    .panel(panel)
+                    .add(start * BLOCK_GROUPS * PANEL_COLUMNS),
                 blocks: end - start,
                 height: rows.height,
                 count: self.count(row_tile),
@@ -122,7 +144,13 @@ impl Shared<'_> {
         }
     }
 
-    fn finish(&self, row_tile: usize, panel: usize, products: &mut Products, finish: &(impl Fn(Tile<'_>) + Sync)) {
+    fn finish(
+        &self,
+        row_tile: usize,
+        panel: usize,
+        products: &mut Products,
+        finish: &(impl Fn(Tile<'_>) + Sync),
+    ) {
         let (row, count) = (row_tile * self.rows.height, self.count(row_tile));
         let products = &mut products.0[..count];
         if self.panels.format == Format::Int8 {
@@ -133,7 +161,11 @@ impl Shared<'_> {
                 offset: self.rows.rounding == Rounding::OffsetInt8,
             });
         }
-        finish(Tile { row, panel, rows: products });
+        finish(Tile {
+            row,
+            panel,
+            rows: products,
+        });
     }
 }
 
@@ -156,17 +188,33 @@ impl Tasks {
             1
         };
         let whole = (TASK_PANEL_BYTES / (panels.panel_bytes() / pieces)).max(1);
-        let columns = panels.panels().div_ceil(whole).max(wanted.min(panels.panels()));
-        let most_tiles = if pieces > 1 { PIECEWISE_ROWS / rows.height } else { tiles };
-        let row_ranges = wanted.div_ceil(columns).max(tiles.div_ceil(most_tiles.max(1)));
-        Tasks { columns, rows: row_ranges.min(tiles).max(1), pieces }
+        let columns = panels
+            .panels()
+            .div_ceil(whole)
+            .max(wanted.min(panels.panels()));
+        let most_tiles = if pieces > 1 {
+            PIECEWISE_ROWS / rows.height
+        } else {
+            tiles
+        };
+        let row_ranges = wanted
+            .div_ceil(columns)
+            .max(tiles.div_ceil(most_tiles.max(1)));
+        Tasks {
+            columns,
+            rows: row_ranges.min(tiles).max(1),
+            pieces,
+        }
     }
 
     /// The panels and the row tiles of a task: neighbours in time share panels.
     fn ranges(self, task: usize, tiles: usize, panels: usize) -> (Range<usize>, Range<usize>) {
         let (column, row) = (task / self.rows, task % self.rows);
         let cut = |i: usize, parts: usize, of: usize| i * of / parts..(i + 1) * of / parts;
-        (cut(column, self.columns, panels), cut(row, self.rows, tiles))
+        (
+            cut(column, self.columns, panels),
+            cut(row, self.rows, tiles),
+        )
     }
 }
 

@@ -15,7 +15,11 @@ pub(super) unsafe fn portable(pair: Pair, to: *mut i32) {
         let mut sums = [0_i32; PANEL_COLUMNS];
         if pair.accumulate {
             // SAFETY: the row is inside the tile.
-            sums = unsafe { to.add(row * PANEL_COLUMNS).cast::<[i32; PANEL_COLUMNS]>().read() };
+            sums = unsafe {
+                to.add(row * PANEL_COLUMNS)
+                    .cast::<[i32; PANEL_COLUMNS]>()
+                    .read()
+            };
         }
         for at in 0..pair.blocks * BLOCK_GROUPS {
             let (block, group) = (at / BLOCK_GROUPS, at % BLOCK_GROUPS);
@@ -123,7 +127,8 @@ unsafe fn vnni_rows<const ROWS: usize>(pair: Pair, to: *mut i32) {
         if pair.accumulate {
             for (row, [first, second]) in sums.iter_mut().enumerate() {
                 *first = _mm512_loadu_si512(to.add(row * PANEL_COLUMNS).cast());
-                *second = _mm512_loadu_si512(to.add(row * PANEL_COLUMNS + PANEL_COLUMNS / 2).cast());
+                *second =
+                    _mm512_loadu_si512(to.add(row * PANEL_COLUMNS + PANEL_COLUMNS / 2).cast());
             }
         }
         let (mut x, mut w) = (pair.rows, pair.panel);
