@@ -257,6 +257,7 @@ impl<'a> Chunk<'a> {
                 blocks: self.plan.head_blocks,
                 height: queries.height,
                 count,
+                ahead: queries.tile(tile),
                 accumulate: false,
             };
             // SAFETY: both sides have `head_blocks` blocks; a panel is there for every key that is seen.
@@ -309,6 +310,7 @@ impl<'a> Chunk<'a> {
                 blocks: format.blocks(seen),
                 height: probabilities.height,
                 count: rows.len(),
+                ahead: probabilities.tile(0),
                 accumulate: false,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.

@@ -165,14 +165,33 @@ impl Task for Gate<'_> {
     }
 }
 
-/// `x += y` on a few numbers.
-struct Add<'a>(&'a mut [f32], &'a [f32]);
+/// A tile written to its place in rows of f32, or added to what is there.
+struct Store<'a> {
+    tile: &'a [[f32; PANEL_COLUMNS]],
+    outputs: std::ops::Range<usize>,
+    row: usize,
+    output: Output,
+    add: bool,
+}
 
-impl Task for Add<'_> {
+impl Task for Store<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        for (x, y) in self.0.iter_mut().zip(self.1) {
-            *x += y;
+        for (i, values) in self.tile.iter().enumerate() {
+            // SAFETY: a tile's rows and columns are its own.
+            let to = unsafe { self.output.columns(self.row + i, self.outputs.clone()) };
+            // A whole panel's width is known here, which makes it vector code without a remainder.
+            if let (Ok(to), true) = (<&mut [f32; PANEL_COLUMNS]>::try_from(&mut *to), self.add) {
+                for (to, value) in to.iter_mut().zip(values) {
+                    *to += value;
+                }
+            } else if self.add {
+                for (to, value) in to.iter_mut().zip(values) {
+                    *to += value;
+                }
+            } else {
+                to.copy_from_slice(&values[..to.len()]);
+            }
         }
     }
 }
@@ -183,7 +202,7 @@ fn finished(
     x: &Operand,
     linear: &Linear,
     activation: Activation,
-    store: impl Fn(Tile<'_>, std::ops::Range<usize>) + Sync,
+    put: impl Fn(Tile<'_>, std::ops::Range<usize>) + Sync,
 ) -> Result<()> {
     let weights = panels(linear)?;
     with_bias(linear, |bias| {
@@ -196,9 +215,25 @@ fn finished(
                     activation,
                 });
             }
-            store(tile, outputs);
+            put(tile, outputs);
         });
     })
+}
+
+/// Writes a finished tile, or adds it.
+fn store(
+    simd: Simd,
+    tile: Tile<'_>,
+    outputs: std::ops::Range<usize>,
+    (output, add): (Output, bool),
+) {
+    simd.run(Store {
+        tile: tile.rows,
+        outputs,
+        row: tile.row,
+        output,
+        add,
+    });
 }
 
 /// `activation(x W^T + b)` of packed rows.
@@ -206,11 +241,7 @@ fn apply(host: Host, x: &Operand, linear: &Linear, activation: Activation) -> Re
     let mut out = HostRows::stale(x.rows, panels(linear)?.columns);
     let output = Output::of(&mut out);
     finished(host, x, linear, activation, |tile, outputs| {
-        for (row, values) in tile.rows.iter().enumerate() {
-            // SAFETY: a tile's rows and columns are its own.
-            let to = unsafe { output.columns(tile.row + row, outputs.clone()) };
-            to.copy_from_slice(&values[..outputs.len()]);
-        }
+        store(host.simd, tile, outputs, (output, false));
     })?;
     Ok(out)
 }
@@ -222,11 +253,7 @@ fn apply_add(host: Host, x: &Operand, linear: &Linear, out: &mut HostRows) -> Re
     }
     let output = Output::of(out);
     finished(host, x, linear, Activation::None, |tile, outputs| {
-        for (row, values) in tile.rows.iter().enumerate() {
-            // SAFETY: a tile's rows and columns are its own.
-            let to = unsafe { output.columns(tile.row + row, outputs.clone()) };
-            host.simd.run(Add(to, values));
-        }
+        store(host.simd, tile, outputs, (output, true));
     })
 }
 
@@ -321,29 +348,15 @@ fn activated(
     if host.rounding(next.format).format() == Format::Int8 {
         let mut rows = HostRows::stale(x.rows, panels(linear)?.columns);
         let output = Output::of(&mut rows);
-        run(&|tile, outputs| {
-            for (row, values) in tile.rows.iter().enumerate() {
-                // SAFETY: a tile's rows and columns are its own.
-                let to = unsafe { output.columns(tile.row + row, outputs.clone()) };
-                to.copy_from_slice(&values[..outputs.len()]);
-            }
-        })?;
+        run(&|tile, outputs| store(host.simd, tile, outputs, (output, false)))?;
         return Ok(host.packed(&rows, next));
     }
     let mut operand = host.operand(x.rows, next);
     let writer = operand.writer();
     run(&|tile, outputs| {
-        for (row, values) in tile.rows.iter().enumerate() {
-            // SAFETY: a tile's rows and columns are its own; panels begin at multiples of sixteen.
-            unsafe {
-                writer.write(
-                    host.simd,
-                    tile.row + row,
-                    outputs.start,
-                    &values[..outputs.len()],
-                )
-            };
-        }
+        let place = (tile.row, outputs.start);
+        // SAFETY: a tile's rows and columns are its own; the operand it comes from is cut into rows as this one is.
+        unsafe { writer.write_tile(host.simd, place, tile.rows, outputs.len()) };
     })?;
     Ok(operand)
 }

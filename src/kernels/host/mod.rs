@@ -14,6 +14,7 @@ mod linear;
 mod operand;
 pub(crate) mod panels;
 mod product;
+mod rounding;
 mod rows;
 pub(crate) mod simd;
 mod softmax;

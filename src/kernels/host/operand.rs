@@ -3,38 +3,13 @@
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::format::{BLOCK_GROUPS, Format, bf16_bits, int8, int8_scale, round_to_bf16};
-use super::lanes::{Lanes, Task};
+use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, int8_scale};
+pub(crate) use super::rounding::Rounding;
+use super::rounding::{Largest, RoundRows};
 use super::simd::Simd;
 
 /// Most rows a tile has in any instruction set.
 pub(crate) const MAX_HEIGHT: usize = 32;
-
-/// How numbers are put into an operand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rounding {
-    /// As f32.
-    F32,
-    /// As f32 that are representable in bf16: for instruction sets that multiply f32 only.
-    WidenedBf16,
-    /// As bf16.
-    Bf16,
-    /// As int8 with a scale for each row.
-    Int8,
-    /// As int8 plus 128, unsigned: what `vpdpbusd` takes on its left.
-    OffsetInt8,
-}
-
-impl Rounding {
-    /// What lies in memory.
-    pub(crate) fn format(self) -> Format {
-        match self {
-            Rounding::F32 | Rounding::WidenedBf16 => Format::F32,
-            Rounding::Bf16 => Format::Bf16,
-            Rounding::Int8 | Rounding::OffsetInt8 => Format::Int8,
-        }
-    }
-}
 
 /// Rows of a tile: as many as an instruction set keeps sums of in its registers, beside 32 columns (16 in AVX2).
 pub(crate) fn tile_height(simd: Simd, format: Format) -> usize {
@@ -172,144 +147,75 @@ impl Writer {
     /// The operand lives, and nobody else touches this row meanwhile.
     pub(crate) unsafe fn write_row(&self, simd: Simd, row: usize, values: &[f32]) {
         assert_eq!(values.len(), self.depth, "a whole row");
-        if self.rounding.format() != Format::Int8 {
-            // SAFETY: the caller's contract.
-            return unsafe { self.write(simd, row, 0, values) };
+        let mut inverse_scale = 1.0;
+        if self.rounding.format() == Format::Int8 {
+            let mut largest = 0.0;
+            simd.run(Largest {
+                values,
+                largest: &mut largest,
+            });
+            let scale = int8_scale(largest);
+            inverse_scale = 1.0 / scale;
+            assert!(row < self.rows, "inside the operand");
+            // SAFETY: in bounds by the assertion; the caller's contract.
+            unsafe { *self.scales.add(row) = scale };
         }
-        let mut largest = 0.0;
-        simd.run(Largest {
-            values,
-            largest: &mut largest,
-        });
-        let scale = int8_scale(largest);
-        // SAFETY: the caller's contract; `row` is asserted to be one in `write_scaled`.
-        unsafe {
-            self.write_scaled(simd, (row, 0), values, 1.0 / scale);
-            *self.scales.add(row) = scale;
-        }
+        let rows = std::slice::from_ref(&values);
+        // SAFETY: the caller's contract.
+        unsafe { self.round(simd, (row, 0), rows, inverse_scale) };
     }
 
-    /// Writes the columns `column..column + values.len()` of a row, not in int8. `column` begins a group of eight numbers, and so
-    /// does what follows, or nothing does.
+    /// Writes the columns `column..column + width` of rows, the first `width` of each array; not in int8. They are rows of one
+    /// tile, and `column` is a multiple of sixteen.
     ///
     /// # Safety
     /// The operand lives, and nobody else touches these columns meanwhile.
-    pub(crate) unsafe fn write(&self, simd: Simd, row: usize, column: usize, values: &[f32]) {
-        // SAFETY: the caller's contract.
-        unsafe { self.write_scaled(simd, (row, column), values, 1.0) }
-    }
-
-    /// # Safety
-    /// As [`Writer::write`].
-    unsafe fn write_scaled(
+    pub(crate) unsafe fn write_tile(
         &self,
         simd: Simd,
         (row, column): (usize, usize),
-        values: &[f32],
+        rows: &[[f32; PANEL_COLUMNS]],
+        width: usize,
+    ) {
+        let mut slices = [&[][..]; MAX_HEIGHT];
+        for (slice, row) in slices.iter_mut().zip(rows) {
+            *slice = &row[..width];
+        }
+        // SAFETY: the caller's contract.
+        unsafe { self.round(simd, (row, column), &slices[..rows.len()], 1.0) };
+    }
+
+    /// # Safety
+    /// As [`Writer::write_tile`].
+    unsafe fn round(
+        &self,
+        simd: Simd,
+        (row, column): (usize, usize),
+        rows: &[&[f32]],
         inverse_scale: f32,
     ) {
-        let format = self.rounding.format();
-        let width = format.group() * BLOCK_GROUPS;
+        let block_numbers = self.rounding.format().group() * BLOCK_GROUPS;
+        let (tile, first_row) = (row / self.height, row % self.height);
         assert!(
-            row < self.rows && column + values.len() <= self.depth,
+            row + rows.len() <= self.rows && first_row + rows.len() <= self.height,
+            "rows of one tile"
+        );
+        assert!(
+            rows.iter().all(|row| column + row.len() <= self.depth),
             "inside the operand"
         );
-        let (tile, row) = (row / self.height, row % self.height);
-        let (mut column, mut values) = (column, values);
-        while !values.is_empty() {
-            let block = column / width;
-            let (now, rest) = values.split_at(values.len().min(width - column % width));
-            let words = ((tile * self.blocks + block) * self.height + row) * BLOCK_GROUPS;
-            // SAFETY: `block < blocks` because the column is inside; the 64 bytes of this row and block hold `width` numbers.
-            let start = unsafe { self.data.add(words) };
-            simd.run(Round {
-                rounding: self.rounding,
-                values: now,
-                inverse_scale,
-                to: start,
-                first: column % width,
-            });
-            (column, values) = (column + now.len(), rest);
-        }
-    }
-}
-
-/// The largest magnitude of some values.
-struct Largest<'a> {
-    values: &'a [f32],
-    largest: &'a mut f32,
-}
-
-impl Task for Largest<'_> {
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        // Sixteen at a time, so that the maximum becomes vector code: its order does not matter.
-        let mut lanes = [0.0_f32; 16];
-        let chunks = self.values.chunks_exact(16);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (lane, value) in lanes.iter_mut().zip(chunk) {
-                *lane = lane.max(value.abs());
-            }
-        }
-        let all = lanes
-            .iter()
-            .chain(rest)
-            .fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        *self.largest = all;
-    }
-}
-
-/// Up to a block of one row, rounded and written.
-struct Round<'a> {
-    rounding: Rounding,
-    values: &'a [f32],
-    inverse_scale: f32,
-    to: *mut u32,
-    /// Which number of the block the first value is.
-    first: usize,
-}
-
-impl Task for Round<'_> {
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        let len = self.values.len();
-        // SAFETY: `to` begins a block, which holds `first + len` numbers of the format.
-        unsafe {
-            match self.rounding {
-                Rounding::F32 => {
-                    let to = self.to.cast::<f32>().add(self.first);
-                    std::ptr::copy_nonoverlapping(self.values.as_ptr(), to, len);
-                }
-                Rounding::WidenedBf16 => {
-                    let to =
-                        std::slice::from_raw_parts_mut(self.to.cast::<f32>().add(self.first), len);
-                    for (to, &value) in to.iter_mut().zip(self.values) {
-                        *to = round_to_bf16(value);
-                    }
-                }
-                Rounding::Bf16 => {
-                    let to =
-                        std::slice::from_raw_parts_mut(self.to.cast::<u16>().add(self.first), len);
-                    for (to, &value) in to.iter_mut().zip(self.values) {
-                        *to = bf16_bits(value).to_le();
-                    }
-                }
-                Rounding::Int8 => {
-                    let to =
-                        std::slice::from_raw_parts_mut(self.to.cast::<i8>().add(self.first), len);
-                    for (to, &value) in to.iter_mut().zip(self.values) {
-                        *to = int8(value, self.inverse_scale);
-                    }
-                }
-                Rounding::OffsetInt8 => {
-                    let to =
-                        std::slice::from_raw_parts_mut(self.to.cast::<u8>().add(self.first), len);
-                    for (to, &value) in to.iter_mut().zip(self.values) {
-                        *to = int8(value, self.inverse_scale) as u8 ^ 0x80;
-                    }
-                }
-            }
-        }
+        let block = tile * self.blocks + column / block_numbers;
+        simd.run(RoundRows {
+            rounding: self.rounding,
+            rows,
+            inverse_scale,
+            // SAFETY: the block exists because the column is inside the operand.
+            start: unsafe {
+                self.data
+                    .add((block * self.height + first_row) * BLOCK_GROUPS)
+            },
+            first: column % block_numbers,
+            block_words: self.height * BLOCK_GROUPS,
+        });
     }
 }

@@ -20,6 +20,9 @@ const PIECE_BLOCKS: usize = 64;
 /// Rows of a task whose depth is cut: their unfinished products wait in the second cache.
 const PIECEWISE_ROWS: usize = 512;
 
+/// Words of a later tile that are fetched with each block.
+const FETCHED_WORDS: usize = 64;
+
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
 
@@ -87,11 +90,24 @@ impl Shared<'_> {
         row_tiles: Range<usize>,
         finish: &(impl Fn(Tile<'_>) + Sync),
     ) {
+        // The rows of the next tile, or those of the first, which the next piece begins with.
+        let ahead = |tile: usize| {
+            if tile + 1 < row_tiles.end {
+                tile + 1
+            } else {
+                row_tiles.start
+            }
+        };
         if self.pieces == 1 {
             let mut products = Products::ZERO;
-            for row_tile in row_tiles {
+            for row_tile in row_tiles.clone() {
                 for panel in columns.clone() {
-                    self.multiply(row_tile, panel, 0, &mut products);
+                    self.multiply(
+                        (row_tile, ahead(row_tile)),
+                        (panel, panel - columns.start),
+                        0,
+                        &mut products,
+                    );
                     self.finish(row_tile, panel, &mut products, finish);
                 }
             }
@@ -104,7 +120,12 @@ impl Shared<'_> {
             let mut products = waiting.iter_mut();
             for row_tile in row_tiles.clone() {
                 for (panel, products) in columns.clone().zip(products.by_ref()) {
-                    self.multiply(row_tile, panel, piece, products);
+                    self.multiply(
+                        (row_tile, ahead(row_tile)),
+                        (panel, panel - columns.start),
+                        piece,
+                        products,
+                    );
                     if piece + 1 == self.pieces {
                         self.finish(row_tile, panel, products, finish);
                     }
@@ -120,24 +141,33 @@ impl Shared<'_> {
             .min(self.rows.rows - row_tile * self.rows.height)
     }
 
-    fn multiply(&self, row_tile: usize, panel: usize, piece: usize, products: &mut Products) {
+    /// Multiplies a piece of a row tile by one of a panel, the `turn`-th of the task, while the tile that comes after is fetched.
+    fn multiply(
+        &self,
+        (row_tile, next_tile): (usize, usize),
+        (panel, turn): (usize, usize),
+        piece: usize,
+        products: &mut Products,
+    ) {
         let (rows, panels) = (self.rows, self.panels);
         let cut = |piece: usize| piece * panels.blocks / self.pieces;
         let (start, end) = (cut(piece), cut(piece + 1));
-        let ratio = rows.blocks / panels.blocks;
+        let row_words = rows.blocks / panels.blocks * rows.height * BLOCK_GROUPS;
+        let fetched = turn * (end - start) * FETCHED_WORDS;
         // SAFETY: `start` is a block of both sides: operand and panels are as large as they say, which was asserted to fit
-        // together, and each block begins a line.
+        // together, and each block begins a line. What is fetched ahead may lie anywhere.
         unsafe {
             let pair = Pair {
-                rows: rows
-                    .tile(row_tile)
-                    .add(start * ratio * rows.height * BLOCK_GROUPS),
+                rows: rows.tile(row_tile).add(start * row_words),
                 panel: panels
                     .panel(panel)
                     .add(start * BLOCK_GROUPS * PANEL_COLUMNS),
                 blocks: end - start,
                 height: rows.height,
                 count: self.count(row_tile),
+                ahead: rows
+                    .tile(next_tile)
+                    .wrapping_add(start * row_words + fetched),
                 accumulate: piece > 0,
             };
             self.multiply.run(self.simd, pair, products);

@@ -36,6 +36,8 @@ pub(crate) struct Pair {
     pub(crate) height: usize,
     /// Rows that count; the others' products are garbage.
     pub(crate) count: usize,
+    /// Rows that a later tile needs: fetched into the second cache meanwhile, 256 bytes a block.
+    pub(crate) ahead: *const u32,
     /// Whether the products are added to what is there: a depth cut in pieces gives the bits of the whole, because each sum goes
     /// on where it stopped.
     pub(crate) accumulate: bool,
