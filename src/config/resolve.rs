@@ -41,10 +41,12 @@ impl Config {
                 dtype: match values.text("engine.dtype") {
                     "f32" => DtypeChoice::F32,
                     "bf16" => DtypeChoice::Bf16,
+                    "int8" => DtypeChoice::Int8,
                     _ => DtypeChoice::Auto,
                 },
                 device: value::device(values.text("engine.device")).unwrap_or_default(),
                 threads: values.count("engine.threads"),
+                max_prefix_bytes: values.count("engine.max_prefix_bytes"),
             },
             batch: BatchPolicy {
                 max_tokens: values.count("batch.max_tokens"),

@@ -166,12 +166,14 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("model.offline", Kind::Boolean { off: None }, "false", &["offline"],
         "Use only what the Hugging Face cache already holds; HF_HUB_OFFLINE=1 says the same."),
 
-    setting("engine.dtype", Kind::Choice(&["auto", "f32", "bf16"]), r#""auto""#, &["dtype"],
-        "Number format. auto: bf16 where the device computes it natively, else f32."),
+    setting("engine.dtype", Kind::Choice(&["auto", "f32", "bf16", "int8"]), r#""auto""#, &["dtype"],
+        "Number format. auto: bf16 where the device multiplies it natively, else f32. int8: linear layers, CPU only."),
     setting("engine.device", Kind::Device, r#""auto""#, &["device"],
         "auto, cpu, cuda, cuda:N or metal. auto: the first of CUDA, Metal and CPU that is built in and present."),
     setting("engine.threads", integer(0, 4096), "0", &["threads"],
         "CPU threads of a forward pass. 0: one for each available core."),
+    setting("engine.max_prefix_bytes", integer(0, MOST), "268435456", &[],
+        "Most memory for keys and values of instructions, which later requests with the same one reuse (CPU). 0: none."),
 
     setting("batch.max_tokens", integer(1, MOST), "16384", &["max-batch-tokens", "max-num-batched-tokens"],
         "Most tokens of one forward pass; a longer input goes alone."),

@@ -76,7 +76,7 @@ fn all_faults_of_all_sources_are_listed_with_their_origin() {
         found,
         [
             "m.toml:2: log.level: \"loud\" is not allowed, expected a level or a list of target=level directives",
-            "environment MANIFOLD_DTYPE: \"f64\" is not allowed, expected auto, f32, bf16",
+            "environment MANIFOLD_DTYPE: \"f64\" is not allowed, expected auto, f32, bf16, int8",
             "environment MANIFOLD_COLOUR: is no setting",
             "flag --engine-threads, --threads: \"many\" is not allowed, expected a whole number from 0 to 4096",
         ]

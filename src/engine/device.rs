@@ -3,7 +3,7 @@
 use candle_core::{DType, Device};
 
 use super::{DeviceChoice, DtypeChoice, EngineError};
-use crate::kernels::{Kernels, Precision};
+use crate::kernels::{Kernels, Precision, Simd};
 
 /// A device that was picked, with the words people know it by.
 pub(super) struct Picked {
@@ -34,10 +34,12 @@ pub(super) fn pick(device: DeviceChoice, dtype: DtypeChoice) -> Result<Picked, E
 }
 
 fn on_cpu(dtype: DtypeChoice) -> Picked {
-    // On the CPU both formats read the same mapped weights and multiply at the same speed, so `auto` takes the exact one.
+    // Where the CPU has no bf16 products, bf16 weights are widened and multiplied as f32, so rounding the rest gains nothing.
     let (precision, dtype) = match dtype {
+        DtypeChoice::Auto if Simd::detect().multiplies_bf16() => (Precision::Bf16, "bf16"),
         DtypeChoice::Auto | DtypeChoice::F32 => (Precision::F32, "f32"),
         DtypeChoice::Bf16 => (Precision::Bf16, "bf16"),
+        DtypeChoice::Int8 => (Precision::Int8, "int8"),
     };
     Picked {
         kernels: Kernels::host(precision),
@@ -50,6 +52,12 @@ fn on_device(device: Device, name: String, dtype: DtypeChoice) -> Result<Picked,
     let (dtype, spelled) = match dtype {
         DtypeChoice::F32 => (DType::F32, "f32"),
         DtypeChoice::Auto | DtypeChoice::Bf16 => (DType::BF16, "bf16"),
+        DtypeChoice::Int8 => {
+            return Err(EngineError::Device {
+                device: name,
+                reason: "int8 is computed on the CPU only; use bf16 or f32 here".to_owned(),
+            });
+        }
     };
     Ok(Picked {
         kernels: Kernels::Candle { device, dtype },
@@ -102,14 +110,19 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_takes_f32_unless_asked() {
-        assert_eq!(
-            pick(DeviceChoice::Cpu, DtypeChoice::Auto).unwrap().dtype,
-            "f32"
-        );
-        assert_eq!(
-            pick(DeviceChoice::Cpu, DtypeChoice::Bf16).unwrap().dtype,
+    fn the_cpu_takes_bf16_where_it_multiplies_it_and_what_it_is_asked_for_anywhere() {
+        let automatic = if Simd::detect().multiplies_bf16() {
             "bf16"
-        );
+        } else {
+            "f32"
+        };
+        for (choice, name) in [
+            (DtypeChoice::Auto, automatic),
+            (DtypeChoice::F32, "f32"),
+            (DtypeChoice::Bf16, "bf16"),
+            (DtypeChoice::Int8, "int8"),
+        ] {
+            assert_eq!(pick(DeviceChoice::Cpu, choice).unwrap().dtype, name);
+        }
     }
 }

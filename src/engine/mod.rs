@@ -6,6 +6,7 @@ mod download;
 pub mod error;
 mod hub;
 mod hub_cache;
+mod pass;
 mod progress;
 mod refusal;
 #[cfg(test)]
@@ -21,6 +22,8 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+use pass::Prefixes;
+
 use crate::model::{ModelError, PackedBatch, Qwen3VlEncoder};
 
 /// Which number format the model computes in.
@@ -33,6 +36,8 @@ pub enum DtypeChoice {
     F32,
     /// Brain floating point, f32 accumulation.
     Bf16,
+    /// Int8 weights and activations in the linear layers, bf16 elsewhere; on the CPU.
+    Int8,
 }
 
 /// Which device the model runs on.
@@ -50,7 +55,7 @@ pub enum DeviceChoice {
 }
 
 /// How the engine runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineSettings {
     /// Number format.
     pub dtype: DtypeChoice,
@@ -58,6 +63,19 @@ pub struct EngineSettings {
     pub device: DeviceChoice,
     /// CPU threads of a forward pass; 0 is one for each available core.
     pub threads: usize,
+    /// Most bytes of keys and values that are kept for the prefixes requests have in common; 0 keeps none.
+    pub max_prefix_bytes: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        EngineSettings {
+            dtype: DtypeChoice::default(),
+            device: DeviceChoice::default(),
+            threads: 0,
+            max_prefix_bytes: 256 << 20,
+        }
+    }
 }
 
 /// What runs where, for people and for `/v1/models`.
@@ -65,7 +83,7 @@ pub struct EngineSettings {
 pub struct EngineInfo {
     /// "cpu", "cuda:0", "metal".
     pub device: String,
-    /// "f32", "bf16".
+    /// "f32", "bf16", "int8".
     pub dtype: &'static str,
     /// CPU threads of a forward pass.
     pub threads: usize,
@@ -84,6 +102,12 @@ pub struct Encoded {
     pub row: Vec<f32>,
     /// How many of its first tokens were not computed again, their keys and values being kept from an earlier pass.
     pub cached_tokens: usize,
+}
+
+impl Encoded {
+    fn new(row: Vec<f32>, cached_tokens: usize) -> Self {
+        Encoded { row, cached_tokens }
+    }
 }
 
 type Outcome = Result<Vec<Encoded>, EngineError>;
@@ -109,7 +133,6 @@ impl Engine {
     pub fn start(checkpoint: &Checkpoint, settings: EngineSettings) -> Result<Self, EngineError> {
         let config = checkpoint.model_config()?;
         let picked = device::pick(settings.device, settings.dtype)?;
-        let encoder = Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(settings.threads)
             .thread_name(|i| format!("encoder-{i}"))
@@ -118,6 +141,10 @@ impl Engine {
                 device: picked.device.clone(),
                 reason: error.to_string(),
             })?;
+        // Inside the pool: weights are packed by the threads that will multiply them.
+        let encoder =
+            pool.install(|| Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels))?;
+        let mut prefixes = Prefixes::new(settings.max_prefix_bytes);
         let head = checkpoint
             .weights
             .get("lm_head.weight")
@@ -141,7 +168,9 @@ impl Engine {
             .spawn(move || {
                 for job in queue {
                     // The receiver may have left; then nobody wants the rows.
-                    let _ = job.reply.send(run(&encoder, &pool, &job.batch));
+                    let _ = job
+                        .reply
+                        .send(run(&encoder, &pool, &mut prefixes, &job.batch));
                 }
             })
             .map_err(|error| EngineError::Device {
@@ -173,18 +202,16 @@ impl Engine {
     }
 }
 
-fn run(encoder: &Qwen3VlEncoder, pool: &rayon::ThreadPool, batch: &PackedBatch) -> Outcome {
-    // The encoder is only read, so a panic leaves nothing half-done behind.
-    let pass = AssertUnwindSafe(|| pool.install(|| encoder.forward(batch)?.to_vec2::<f32>()));
+fn run(
+    encoder: &Qwen3VlEncoder,
+    pool: &rayon::ThreadPool,
+    prefixes: &mut Prefixes,
+    batch: &PackedBatch,
+) -> Outcome {
+    // The encoder is only read and a prefix is kept whole or not at all, so a panic leaves nothing half-done behind.
+    let pass = AssertUnwindSafe(|| pool.install(|| pass::run(encoder, prefixes, batch)));
     match catch_unwind(pass) {
-        Ok(Ok(rows)) => {
-            let encoded = |row| Encoded {
-                row,
-                cached_tokens: 0,
-            };
-            Ok(rows.into_iter().map(encoded).collect())
-        }
-        Ok(Err(error)) => Err(EngineError::Forward {
+        Ok(rows) => rows.map_err(|error| EngineError::Forward {
             reason: error.to_string(),
         }),
         Err(_) => Err(EngineError::Panicked),

@@ -104,6 +104,41 @@ impl PackedBatch {
         batch
     }
 
+    /// The tokens of a sequence that are the template's own.
+    pub fn prefix(&self, sequence: usize) -> &[u32] {
+        let start = self.cu_seqlens[sequence] as usize;
+        &self.input_ids[start..start + self.prefix_tokens[sequence]]
+    }
+
+    /// The batch without the first `tokens[i]` tokens of each sequence `i`, none of which is a vision token, and not all of its
+    /// tokens.
+    #[must_use]
+    pub fn without_first(&self, tokens: &[usize]) -> Self {
+        let mut rest = PackedBatch {
+            cu_seqlens: vec![0],
+            media: self.media.clone(),
+            ..PackedBatch::default()
+        };
+        let mut vision_rows = self.vision_rows.iter().peekable();
+        let mut removed = 0;
+        for (bounds, &tokens) in self.cu_seqlens.windows(2).zip(tokens) {
+            let kept = bounds[0] as usize + tokens..bounds[1] as usize;
+            removed += tokens as u32;
+            rest.input_ids
+                .extend_from_slice(&self.input_ids[kept.clone()]);
+            for (rest, all) in rest.position_ids.iter_mut().zip(&self.position_ids) {
+                rest.extend_from_slice(&all[kept.clone()]);
+            }
+            while let Some(row) = vision_rows.next_if(|row| **row < bounds[1]) {
+                rest.vision_rows.push(row - removed);
+            }
+            rest.cu_seqlens.push(bounds[1] - removed);
+            rest.prefix_tokens.push(0);
+            rest.max_seqlen = rest.max_seqlen.max(kept.len() as u32);
+        }
+        rest
+    }
+
     /// Number of sequences.
     pub fn sequences(&self) -> usize {
         self.cu_seqlens.len().saturating_sub(1)

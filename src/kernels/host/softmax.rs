@@ -38,31 +38,31 @@ pub(crate) struct SoftmaxRow<'a> {
 }
 
 impl SoftmaxRow<'_> {
-    /// Sixteen scores.
-    ///
-    /// # Safety
-    /// The instruction set of `L`.
+    /// The scores of a panel's keys, those not seen being minus infinity.
     #[inline(always)]
-    unsafe fn load<L: Lanes>(&self, vector: usize) -> L {
-        let panel = &self.scores[vector * LANES / PANEL_COLUMNS].0[self.row];
-        let lanes = &panel[vector * LANES % PANEL_COLUMNS..][..LANES];
-        // SAFETY: sixteen numbers.
-        unsafe { L::load(lanes.as_ptr()) }
+    fn scores(&self, panel: usize) -> [f32; PANEL_COLUMNS] {
+        let mut scores = self.scores[panel].0[self.row];
+        let seen = self.seen.saturating_sub(panel * PANEL_COLUMNS);
+        for score in scores.iter_mut().skip(seen) {
+            *score = f32::NEG_INFINITY;
+        }
+        scores
     }
 
-    /// Writes sixteen probabilities; in bf16 every other call writes two sixteens.
+    /// Writes the probabilities of a panel's keys.
     ///
     /// # Safety
     /// The instruction set of `L`, and room for [`KEYS`] probabilities.
     #[inline(always)]
-    unsafe fn write<L: Lanes>(&self, vector: usize, [previous, probabilities]: [L; 2]) {
+    unsafe fn write<L: Lanes>(&self, panel: usize, [low, high]: [L; 2]) {
         let (start, step) = self.to;
         // SAFETY: the caller's contract.
         unsafe {
-            if !self.bf16 {
-                probabilities.store(start.add(vector * step).cast());
-            } else if vector % 2 == 1 {
-                previous.store_bf16(probabilities, start.add(vector / 2 * step).cast());
+            if self.bf16 {
+                low.store_bf16(high, start.add(panel * step).cast());
+            } else {
+                low.store(start.add(2 * panel * step).cast());
+                high.store(start.add((2 * panel + 1) * step).cast());
             }
         }
     }
@@ -71,42 +71,51 @@ impl SoftmaxRow<'_> {
 impl Task for SoftmaxRow<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let (whole, rest) = (self.seen / LANES, self.seen % LANES);
-        // SAFETY: the instruction set, by the task's contract; `written` is at most `KEYS`.
+        let (whole, some) = (self.seen / PANEL_COLUMNS, self.seen % PANEL_COLUMNS > 0);
+        // SAFETY: the instruction set, by the task's contract; panels are two sixteens wide; `written` is at most `KEYS`.
         unsafe {
-            // The last lanes, with minus infinity where the row sees nothing.
-            let mut tail = [f32::NEG_INFINITY; LANES];
-            if rest > 0 {
-                let mut scores = [0.0; LANES];
-                self.load::<L>(whole).store(scores.as_mut_ptr());
-                tail[..rest].copy_from_slice(&scores[..rest]);
+            let mut highest = [L::splat(f32::NEG_INFINITY); 2];
+            for panel in &self.scores[..whole] {
+                let scores = panel.0[self.row].as_ptr();
+                highest[0] = highest[0].max(L::load(scores));
+                highest[1] = highest[1].max(L::load(scores.add(LANES)));
             }
-            let mut largest = L::load(tail.as_ptr());
-            for vector in 0..whole {
-                largest = largest.max(self.load(vector));
+            if some {
+                let scores = self.scores(whole);
+                highest[0] = highest[0].max(L::load(scores.as_ptr()));
+                highest[1] = highest[1].max(L::load(scores.as_ptr().add(LANES)));
             }
-            let largest = self.largest.max(largest.largest() * self.scale);
+            let largest = highest[0].max(highest[1]).largest();
+            let largest = self.largest.max(largest * self.scale);
             let (scale, minus_largest) = (L::splat(self.scale), L::splat(-largest));
-            let mut total = L::zero();
-            let mut previous = L::zero();
-            for vector in 0..whole {
-                let scores: L = self.load(vector);
-                let probabilities = exp_of_negative(scores.mul_add(scale, minus_largest));
-                total = total.add(probabilities);
-                self.write(vector, [previous, probabilities]);
-                previous = probabilities;
+            let mut total = [L::zero(); 2];
+            for (panel, scores) in self.scores[..whole].iter().enumerate() {
+                let scores = scores.0[self.row].as_ptr();
+                let low = L::load(scores).mul_add(scale, minus_largest);
+                let high = L::load(scores.add(LANES)).mul_add(scale, minus_largest);
+                let (low, high) = (exp_of_negative(low), exp_of_negative(high));
+                total[0] = total[0].add(low);
+                total[1] = total[1].add(high);
+                self.write(panel, [low, high]);
             }
-            for vector in whole..self.written.next_multiple_of(WRITTEN) / LANES {
-                let mut probabilities = L::zero();
-                if vector == whole && rest > 0 {
-                    let scores = L::load(tail.as_ptr());
-                    exp_of_negative(scores.mul_add(scale, minus_largest)).store(tail.as_mut_ptr());
-                    tail[rest..].fill(0.0);
-                    probabilities = L::load(tail.as_ptr());
-                    total = total.add(probabilities);
+            if some {
+                let mut scores = self.scores(whole);
+                for half in [0, LANES] {
+                    let to = scores.as_mut_ptr().add(half);
+                    exp_of_negative(L::load(to).mul_add(scale, minus_largest)).store(to);
                 }
-                self.write(vector, [previous, probabilities]);
-                previous = probabilities;
+                // What the function leaves of minus infinity is small but not nothing.
+                scores[self.seen % PANEL_COLUMNS..].fill(0.0);
+                let halves = [
+                    L::load(scores.as_ptr()),
+                    L::load(scores.as_ptr().add(LANES)),
+                ];
+                total[0] = total[0].add(halves[0]);
+                total[1] = total[1].add(halves[1]);
+                self.write(whole, halves);
+            }
+            for panel in whole + usize::from(some)..self.written.div_ceil(PANEL_COLUMNS) {
+                self.write(panel, [L::zero(); 2]);
             }
             // Before the first block there is nothing to rescale.
             let mut rescale = 1.0;
@@ -116,7 +125,7 @@ impl Task for SoftmaxRow<'_> {
                     *sum *= rescale;
                 }
             }
-            *self.total = *self.total * rescale + total.sum();
+            *self.total = *self.total * rescale + total[0].add(total[1]).sum();
             *self.largest = largest;
         }
     }

@@ -1,0 +1,199 @@
+//! A forward pass, and what it keeps for later ones: keys and values of the prefixes that requests have in common.
+//!
+//! In: a [`PackedBatch`]. Out: an [`Encoded`] for each sequence, the same bits whether its prefix was at hand or not.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Result;
+
+use super::Encoded;
+use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse};
+
+/// Prefixes by their tokens, the most recently used last.
+#[derive(Debug, Default)]
+pub(super) struct Prefixes {
+    kept: Vec<(Vec<u32>, Arc<Prefix>)>,
+    max_bytes: usize,
+}
+
+impl Prefixes {
+    /// Keeps as many as fit `max_bytes`; 0 keeps none.
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Prefixes {
+            kept: Vec::new(),
+            max_bytes,
+        }
+    }
+
+    /// The prefix of exactly these tokens, which is now the most recently used.
+    fn get(&mut self, ids: &[u32]) -> Option<Arc<Prefix>> {
+        let at = self.kept.iter().position(|(kept, _)| kept == ids)?;
+        let entry = self.kept.remove(at);
+        let prefix = Arc::clone(&entry.1);
+        self.kept.push(entry);
+        Some(prefix)
+    }
+
+    /// Keeps a prefix, and lets go of those used longest ago that no longer fit.
+    fn insert(&mut self, ids: Vec<u32>, prefix: Prefix) {
+        self.kept.push((ids, Arc::new(prefix)));
+        let mut bytes: usize = self.kept.iter().map(|(_, prefix)| prefix.bytes()).sum();
+        while bytes > self.max_bytes && !self.kept.is_empty() {
+            bytes -= self.kept.remove(0).1.bytes();
+        }
+    }
+}
+
+/// Runs a batch, skipping the prefixes that are kept and keeping those that are new.
+///
+/// # Errors
+/// Whatever the device says.
+pub(super) fn run(
+    encoder: &Qwen3VlEncoder,
+    prefixes: &mut Prefixes,
+    batch: &PackedBatch,
+) -> Result<Vec<Encoded>> {
+    if prefixes.max_bytes == 0 || !encoder.can_reuse() {
+        let rows = encoder.forward(batch)?.to_vec2::<f32>()?;
+        return Ok(rows.into_iter().map(|row| Encoded::new(row, 0)).collect());
+    }
+    let mut past = Vec::with_capacity(batch.sequences());
+    let mut keep: Vec<(Vec<u32>, usize)> = Vec::new();
+    for sequence in 0..batch.sequences() {
+        let ids = batch.prefix(sequence);
+        let known = if ids.is_empty() {
+            None
+        } else {
+            prefixes.get(ids)
+        };
+        // A prefix that several sequences bring is kept once.
+        if known.is_none() && !ids.is_empty() && keep.iter().all(|(kept, _)| kept != ids) {
+            keep.push((ids.to_vec(), sequence));
+        }
+        past.push(known);
+    }
+    let cached: Vec<usize> = past
+        .iter()
+        .map(|past| past.as_ref().map_or(0, |past| past.tokens))
+        .collect();
+    let trimmed;
+    let rest = if cached.iter().any(|&tokens| tokens > 0) {
+        trimmed = batch.without_first(&cached);
+        &trimmed
+    } else {
+        batch
+    };
+    let rows: Vec<Range<u32>> = keep
+        .iter()
+        .map(|(ids, sequence)| {
+            let start = rest.cu_seqlens[*sequence];
+            start..start + ids.len() as u32
+        })
+        .collect();
+    let reuse = Reuse {
+        past: &past,
+        keep: &rows,
+    };
+    let (pooled, kept) = encoder.forward_reusing(rest, reuse)?;
+    for ((ids, _), prefix) in keep.into_iter().zip(kept) {
+        prefixes.insert(ids, prefix);
+    }
+    let rows = pooled.to_vec2::<f32>()?.into_iter().zip(cached);
+    Ok(rows
+        .map(|(row, cached)| Encoded::new(row, cached))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Checkpoint, CheckpointSource};
+    use crate::kernels::{Kernels, Precision};
+    use crate::model::{GridThw, Patches, Sequence};
+
+    fn encoder(precision: Precision) -> Qwen3VlEncoder {
+        let checkpoint = Checkpoint::open(&CheckpointSource::Embedded).unwrap();
+        let config = checkpoint.model_config().unwrap();
+        Qwen3VlEncoder::load(&config, &checkpoint.weights, Kernels::host(precision)).unwrap()
+    }
+
+    /// A sequence with a prefix of `prefix` tokens made from `instruction`, then own tokens, and perhaps an image among them.
+    fn sequence((prefix, instruction): (usize, u32), own: u32, image: bool) -> Sequence {
+        let mut input_ids: Vec<u32> = (0..prefix as u32)
+            .map(|i| 100 + (i * 7 + instruction) % 900)
+            .collect();
+        input_ids.extend((0..own).map(|i| 50 + (i * 13 + own) % 1500));
+        let mut media = Vec::new();
+        let mut vision_rows = Vec::new();
+        if image {
+            let grid = GridThw { t: 1, h: 4, w: 4 };
+            let pixels = (0..grid.patches() * 1536).map(|i| (i * 31 % 251) as u8);
+            media.push(Arc::new(Patches {
+                grid,
+                pixels: pixels.collect(),
+            }));
+            vision_rows = (input_ids.len() as u32..input_ids.len() as u32 + 4).collect();
+            input_ids.extend([7; 4]);
+        }
+        input_ids.push(3);
+        let positions: Vec<u32> = (0..input_ids.len() as u32).collect();
+        Sequence {
+            input_ids,
+            position_ids: [positions.clone(), positions.clone(), positions],
+            media,
+            vision_rows,
+            prefix_tokens: prefix,
+        }
+    }
+
+    #[test]
+    fn rows_with_a_kept_prefix_are_the_bits_of_rows_computed_whole() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let encoder = encoder(precision);
+            let mut prefixes = Prefixes::new(1 << 30);
+            let sequences = [
+                sequence((23, 1), 5, false),
+                sequence((23, 1), 300, true),
+                sequence((40, 2), 17, false),
+                sequence((0, 3), 9, true),
+                sequence((23, 1), 1, false),
+            ];
+            let whole: Vec<Vec<f32>> = sequences
+                .iter()
+                .map(|sequence| encoder.forward(&PackedBatch::pack([sequence])).unwrap())
+                .map(|row| row.to_vec2::<f32>().unwrap().remove(0))
+                .collect();
+            for cached in [[0; 5], [23, 23, 40, 0, 23]] {
+                let batch = PackedBatch::pack(&sequences);
+                let encoded = run(&encoder, &mut prefixes, &batch).unwrap();
+                for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
+                    assert_eq!(encoded.cached_tokens, cached[i], "{precision:?}, {i}");
+                    assert_eq!(&encoded.row, whole, "{precision:?}, sequence {i}");
+                }
+            }
+            let alone = run(&encoder, &mut prefixes, &PackedBatch::pack([&sequences[1]]));
+            assert_eq!(alone.unwrap()[0].row, whole[1]);
+        }
+    }
+
+    #[test]
+    fn the_prefix_used_longest_ago_goes_first_and_the_bound_holds() {
+        let encoder = encoder(Precision::F32);
+        let one = |prefixes: &mut Prefixes, instruction| {
+            let sequence = sequence((20, instruction), 4, false);
+            run(&encoder, prefixes, &PackedBatch::pack([&sequence])).unwrap()[0].cached_tokens
+        };
+        let mut sizing = Prefixes::new(usize::MAX);
+        one(&mut sizing, 1);
+        let bytes = sizing.kept[0].1.bytes();
+        assert!(bytes > 0);
+        let mut prefixes = Prefixes::new(2 * bytes);
+        assert_eq!([1, 2, 1, 3].map(|i| one(&mut prefixes, i)), [0, 0, 20, 0]);
+        // 2 was used longest ago and made room for 3.
+        assert_eq!([1, 3, 2].map(|i| one(&mut prefixes, i)), [20, 20, 0]);
+        assert_eq!(prefixes.kept.len(), 2);
+        let mut off = Prefixes::new(0);
+        assert_eq!([1, 1].map(|i| one(&mut off, i)), [0, 0]);
+    }
+}
