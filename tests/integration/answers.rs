@@ -148,6 +148,35 @@ async fn answers_count_tokens_and_carry_their_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instruction_is_computed_once_and_reusing_it_changes_no_bit() {
+    let reusing = Server::start(&["--dtype", "bf16"], &[]);
+    let forgetful = Server::start(&["--dtype", "bf16", "--engine-max-prefix-bytes", "0"], &[]);
+    let body = |text: &str| json!({ "input": text, "instruction": "Find the cat." });
+    let cached = |answer: &Value| {
+        let usage = &answer["usage"];
+        let cached = &usage["prompt_tokens_details"]["cached_tokens"];
+        (
+            usage["prompt_tokens"].as_u64().unwrap(),
+            cached.as_u64().unwrap(),
+        )
+    };
+    let (whole, none) = cached(&reusing.post(&body("a cat on a mat")).await.json());
+    assert_eq!(none, 0, "nothing is kept before the first request");
+    for text in ["a cat on a mat", "dogs, on the other hand, are not cats"] {
+        let answer = reusing.post(&body(text)).await.json();
+        let (tokens, cached_tokens) = cached(&answer);
+        assert!(cached_tokens > 5 && cached_tokens < tokens, "{answer}");
+        assert!(
+            text != "a cat on a mat" || tokens == whole,
+            "all tokens count"
+        );
+        let alone = forgetful.post(&body(text)).await.json();
+        assert_eq!(cached(&alone), (tokens, 0));
+        assert_eq!(answer["data"], alone["data"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_text_is_reported_and_keeps_the_limit() {
     let server = Server::of("parity");
     let long = "one two three four five six seven ".repeat(20);

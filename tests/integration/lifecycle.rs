@@ -75,7 +75,7 @@ fn a_wrong_start_says_why_and_exits_with_2_or_1() {
 
 #[test]
 fn verify_finds_the_embedded_model_right() {
-    for dtype in ["f32", "bf16"] {
+    for dtype in ["f32", "bf16", "int8"] {
         let output = Command::new(env!("CARGO_BIN_EXE_manifold"))
             .args(["verify", "--dtype", dtype])
             .output()

@@ -50,7 +50,7 @@ impl Server {
         }
     }
 
-    /// A server of one of the fixtures' models.
+    /// A server of one of the fixtures' models, in f32: the goldens are.
     pub(crate) fn of(name: &str) -> Self {
         let model = fixture(name).join("model");
         let root = fixture(name).join("media");
@@ -60,6 +60,8 @@ impl Server {
                 model.to_str().unwrap(),
                 "--allowed-local-media-path",
                 root.to_str().unwrap(),
+                "--dtype",
+                "f32",
             ],
             &[],
         )

@@ -301,7 +301,7 @@ async fn every_spelling_of_every_golden_request_gives_the_reference_vector_bit_f
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_of_all_kinds_equals_each_alone_bit_for_bit_in_both_precisions() {
-    for dtype in ["f32", "bf16"] {
+    for dtype in ["f32", "bf16", "int8"] {
         let model = fixture("parity").join("model");
         let server = Server::start(
             &[

@@ -1,6 +1,6 @@
 //! What is beside an input in a batch, and how many threads there are, changes no bit of its vector.
 
-use manifold::kernels::{Kernels, Precision, Simd};
+use manifold::kernels::{Kernels, Precision};
 use manifold::model::{PackedBatch, Qwen3VlEncoder, Sequence};
 use proptest::prelude::*;
 
@@ -33,8 +33,8 @@ fn sequences(fixture: &Fixture) -> Vec<Sequence> {
 fn batch_of_many_equals_each_alone_bit_for_bit() {
     for fixture in fixture::all() {
         let sequences = sequences(&fixture);
-        for precision in [Precision::F32, Precision::Bf16] {
-            for simd in Simd::present() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for simd in fixture::instruction_sets(precision) {
                 let encoder = fixture.encoder(Kernels::Host { precision, simd });
                 let alone: Vec<Vec<f32>> = sequences
                     .iter()

@@ -200,12 +200,19 @@ pub(crate) fn has(request: &Value, extension: &str) -> bool {
     request.to_string().contains(&format!(".{extension}\""))
 }
 
+/// The instruction sets of this CPU that compute a precision each in its own way: in f32 those beyond AVX-512 have nothing to add.
+pub(crate) fn instruction_sets(precision: Precision) -> Vec<Simd> {
+    let mut present = Simd::present();
+    present.retain(|simd| precision != Precision::F32 || *simd <= Simd::Avx512);
+    present
+}
+
 /// The specification, and the host with every instruction set this CPU has.
 pub(crate) fn exact_kernels() -> Vec<Kernels> {
-    let host = Simd::present().into_iter().map(|simd| Kernels::Host {
-        precision: Precision::F32,
-        simd,
-    });
+    let precision = Precision::F32;
+    let host = instruction_sets(precision)
+        .into_iter()
+        .map(|simd| Kernels::Host { precision, simd });
     let plain = Kernels::Candle {
         device: candle_core::Device::Cpu,
         dtype: candle_core::DType::F32,
