@@ -11,11 +11,10 @@ use rayon::prelude::*;
 use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
 use super::key_panels::{Columns, KeyPanels, KeyRows};
-use super::lanes::{Lanes, Task};
-use super::operand::{Operand, Rounding};
+use super::operand::{MAX_HEIGHT, Operand, Rounding, tile_height};
 use super::simd::Simd;
-use super::softmax::{KEY_PANELS, KEYS, SoftmaxRow};
-use super::tile::{self, Multiply, Pair, Products};
+use super::softmax::{KEY_PANELS, KEYS, SoftmaxTile};
+use super::tile::{self, Multiply, PRODUCTS, Pair, Products};
 use crate::kernels::Heads;
 
 /// Queries of one task: as many as keep the products of a block of keys above what its memory traffic costs.
@@ -134,9 +133,9 @@ struct Chunk<'a> {
     queries: Range<usize>,
     /// One after the sequence's last query.
     last: usize,
-    /// Width of a row of `sums`.
-    padded: usize,
-    /// `[rows, padded]`: probabilities times values, not yet divided.
+    /// Rows of a tile.
+    height: usize,
+    /// `[tiles, head_panels]` products: probabilities times values, not yet divided.
     sums: Buffer,
     /// `[rows]`: the largest score so far.
     largest: Vec<f32>,
@@ -151,15 +150,16 @@ impl<'a> Chunk<'a> {
         (kv_head, queries, last): (usize, Range<usize>, usize),
     ) -> Self {
         let rows = queries.len() * plan.heads.heads / plan.heads.kv_heads;
-        let padded = plan.head_panels * PANEL_COLUMNS;
+        let height = tile_height(plan.mode.simd, plan.format);
+        let products = rows.div_ceil(height) * plan.head_panels;
         Chunk {
             plan,
             packed,
             kv_head,
             queries,
             last,
-            padded,
-            sums: Buffer::zeroed(rows * padded),
+            height,
+            sums: Buffer::stale(products * PRODUCTS),
             largest: vec![f32::NEG_INFINITY; rows],
             total: vec![0.0; rows],
         }
@@ -213,8 +213,8 @@ impl<'a> Chunk<'a> {
                 let seen = self.visible(rows.end - 1).saturating_sub(first).min(KEYS);
                 if seen > 0 {
                     self.score(&queries, tile, (first, seen, rows.len()), &mut scores);
-                    self.soften(first, rows.clone(), &scores, &mut probabilities);
-                    self.add_values(&probabilities, (first, seen), (rows, &mut scores[0]));
+                    self.soften(tile, (first, seen), &scores, &mut probabilities);
+                    self.add_values(&probabilities, (first, seen), (tile, rows.len()));
                 }
             }
         }
@@ -229,8 +229,11 @@ impl<'a> Chunk<'a> {
             let out =
                 unsafe { std::slice::from_raw_parts_mut(output.start.add(at), heads.head_dim) };
             let inverse = 1.0 / self.total[row];
-            for (out, sum) in out.iter_mut().zip(&self.sums.f32s()[row * self.padded..]) {
-                *out = sum * inverse;
+            let (panels, in_tile) = (out.chunks_mut(PANEL_COLUMNS), row % self.height);
+            for (out, sums) in panels.zip(self.tile_sums(row / self.height)) {
+                for (out, sum) in out.iter_mut().zip(&sums.0[in_tile]) {
+                    *out = sum * inverse;
+                }
             }
         }
     }
@@ -265,31 +268,39 @@ impl<'a> Chunk<'a> {
         }
     }
 
+    /// The sums of a tile, one for each panel of values.
+    fn tile_sums(&mut self, tile: usize) -> &mut [Products] {
+        let panels = self.plan.head_panels;
+        &mut Products::of(self.sums.f32s_mut())[tile * panels..(tile + 1) * panels]
+    }
+
     /// Turns the scores of a block into unnormalised probabilities under each row's running maximum, and brings what was summed
     /// before under the new maximum.
     fn soften(
         &mut self,
-        first: usize,
-        rows: Range<usize>,
+        tile: usize,
+        (first, written): (usize, usize),
         scores: &[Products; KEY_PANELS],
         probabilities: &mut Operand,
     ) {
-        let (simd, scale, padded) = (self.plan.mode.simd, self.plan.heads.scale(), self.padded);
-        let seen_by_last = self.visible(rows.end - 1).saturating_sub(first).min(KEYS);
-        for (i, row) in rows.enumerate() {
-            simd.run(SoftmaxRow {
-                scores,
-                row: i,
-                seen: self.visible(row).saturating_sub(first).min(KEYS),
-                written: seen_by_last,
-                scale,
-                largest: &mut self.largest[row],
-                total: &mut self.total[row],
-                sums: &mut self.sums.f32s_mut()[row * padded..(row + 1) * padded],
-                bf16: self.plan.mode.bf16,
-                to: probabilities.first_tile_row(i),
-            });
+        let rows = tile * self.height..self.total.len().min((tile + 1) * self.height);
+        let mut seen = [0; MAX_HEIGHT];
+        for (seen, row) in seen.iter_mut().zip(rows.clone()) {
+            *seen = self.visible(row).saturating_sub(first).min(KEYS);
         }
+        let panels = self.plan.head_panels;
+        let sums = &mut Products::of(self.sums.f32s_mut())[tile * panels..(tile + 1) * panels];
+        self.plan.mode.simd.run(SoftmaxTile {
+            scores,
+            seen: &seen[..rows.len()],
+            written,
+            scale: self.plan.heads.scale(),
+            largest: &mut self.largest[rows.clone()],
+            total: &mut self.total[rows],
+            sums,
+            bf16: self.plan.mode.bf16,
+            to: probabilities.first_tile(),
+        });
     }
 
     /// Adds the probabilities of a block times its values.
@@ -297,41 +308,24 @@ impl<'a> Chunk<'a> {
         &mut self,
         probabilities: &Operand,
         (first, seen): (usize, usize),
-        (rows, products): (Range<usize>, &mut Products),
+        (tile, count): (usize, usize),
     ) {
-        let format = self.plan.format;
+        let (format, simd, packed) = (self.plan.format, self.plan.mode.simd, self.packed);
         let multiply = Multiply::of(format, format);
-        let value_words = format.blocks(self.packed.count) * BLOCK_GROUPS * PANEL_COLUMNS;
-        for panel in 0..self.plan.head_panels {
+        let value_words = format.blocks(packed.count) * BLOCK_GROUPS * PANEL_COLUMNS;
+        for (panel, sums) in self.tile_sums(tile).iter_mut().enumerate() {
             let at = panel * value_words + first / format.group() * PANEL_COLUMNS;
             let pair = Pair {
                 rows: probabilities.tile(0),
-                panel: self.packed.values.words()[at..].as_ptr(),
+                panel: packed.values.words()[at..].as_ptr(),
                 blocks: format.blocks(seen),
                 height: probabilities.height,
-                count: rows.len(),
+                count,
                 ahead: probabilities.tile(0),
-                accumulate: false,
+                accumulate: first > 0,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.
-            unsafe { multiply.run(self.plan.mode.simd, pair, products) };
-            for (row, products) in rows.clone().zip(&products.0) {
-                let at = row * self.padded + panel * PANEL_COLUMNS;
-                let sums = &mut self.sums.f32s_mut()[at..at + PANEL_COLUMNS];
-                self.plan.mode.simd.run(AddRow(sums, products));
-            }
-        }
-    }
-}
-
-/// `x += y` on the columns of a panel.
-struct AddRow<'a>(&'a mut [f32], &'a [f32; PANEL_COLUMNS]);
-
-impl Task for AddRow<'_> {
-    #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
-        for (x, y) in self.0.iter_mut().zip(self.1) {
-            *x += y;
+            unsafe { multiply.run(simd, pair, sums) };
         }
     }
 }

@@ -86,10 +86,9 @@ impl Operand {
         self.scales.f32s()
     }
 
-    /// The first block of a row of the first tile, and how many words it is to the row's next block.
-    pub(crate) fn first_tile_row(&mut self, row: usize) -> (*mut u32, usize) {
-        assert!(row < self.height, "inside the first tile");
-        let start = self.data.words_mut()[row * BLOCK_GROUPS..].as_mut_ptr();
+    /// The first block of the first tile, and how many words it is from a row's block to its next.
+    pub(crate) fn first_tile(&mut self) -> (*mut u32, usize) {
+        let start = self.data.words_mut().as_mut_ptr();
         (start, self.height * BLOCK_GROUPS)
     }
 

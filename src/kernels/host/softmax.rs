@@ -17,24 +17,62 @@ const _: () = assert!(
     "a block of keys is whole blocks of values"
 );
 
-/// One row of a block of scores, turned into probabilities that are not yet divided by their sum.
-pub(crate) struct SoftmaxRow<'a> {
+/// A tile's block of scores, turned into probabilities that are not yet divided by their sum.
+pub(crate) struct SoftmaxTile<'a> {
     pub(crate) scores: &'a [Products; KEY_PANELS],
-    pub(crate) row: usize,
-    /// Keys of the block this row sees; at least one in the first block of a sequence.
-    pub(crate) seen: usize,
-    /// Keys any row of the tile sees: so many probabilities are written, those of keys this row does not see being zero.
+    /// Keys of the block each row sees; at least one in the first block of a sequence.
+    pub(crate) seen: &'a [usize],
+    /// Keys any row of the tile sees: so many probabilities are written, those of keys a row does not see being zero.
     pub(crate) written: usize,
     pub(crate) scale: f32,
-    /// The largest score so far.
-    pub(crate) largest: &'a mut f32,
-    /// The sum of the probabilities so far.
-    pub(crate) total: &'a mut f32,
-    /// Probabilities times values so far; brought, like the total, under the new largest score.
-    pub(crate) sums: &'a mut [f32],
+    /// The largest score so far of each row.
+    pub(crate) largest: &'a mut [f32],
+    /// The sum of the probabilities so far of each row.
+    pub(crate) total: &'a mut [f32],
+    /// Probabilities times values so far, a panel of values each; brought, like the total, under the new largest score.
+    pub(crate) sums: &'a mut [Products],
     pub(crate) bf16: bool,
     /// Where the probabilities go, and the words from one block of a row to its next.
     pub(crate) to: (*mut u32, usize),
+}
+
+impl Task for SoftmaxTile<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        for (row, &seen) in self.seen.iter().enumerate() {
+            let (start, step) = self.to;
+            let softmax = SoftmaxRow {
+                scores: self.scores,
+                row,
+                seen,
+                written: self.written,
+                scale: self.scale,
+                bf16: self.bf16,
+                to: (start.wrapping_add(row * BLOCK_GROUPS), step),
+            };
+            // SAFETY: the instruction set, by the task's contract.
+            let rescale =
+                unsafe { softmax.run::<L>((&mut self.largest[row], &mut self.total[row])) };
+            if rescale != 1.0 {
+                for sums in &mut *self.sums {
+                    for sum in &mut sums.0[row] {
+                        *sum *= rescale;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One row of it.
+struct SoftmaxRow<'a> {
+    scores: &'a [Products; KEY_PANELS],
+    row: usize,
+    seen: usize,
+    written: usize,
+    scale: f32,
+    bf16: bool,
+    to: (*mut u32, usize),
 }
 
 impl SoftmaxRow<'_> {
@@ -66,13 +104,15 @@ impl SoftmaxRow<'_> {
             }
         }
     }
-}
 
-impl Task for SoftmaxRow<'_> {
+    /// Writes the probabilities, brings `largest` and `total` up to date, and returns what earlier sums are to be multiplied by.
+    ///
+    /// # Safety
+    /// The instruction set of `L`.
     #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
+    unsafe fn run<L: Lanes>(&self, (largest_so_far, total_so_far): (&mut f32, &mut f32)) -> f32 {
         let (whole, some) = (self.seen / PANEL_COLUMNS, self.seen % PANEL_COLUMNS > 0);
-        // SAFETY: the instruction set, by the task's contract; panels are two sixteens wide; `written` is at most `KEYS`.
+        // SAFETY: the caller's contract; panels are two sixteens wide; `written` is at most `KEYS`.
         unsafe {
             let mut highest = [L::splat(f32::NEG_INFINITY); 2];
             for panel in &self.scores[..whole] {
@@ -86,7 +126,7 @@ impl Task for SoftmaxRow<'_> {
                 highest[1] = highest[1].max(L::load(scores.as_ptr().add(LANES)));
             }
             let largest = highest[0].max(highest[1]).largest();
-            let largest = self.largest.max(largest * self.scale);
+            let largest = largest_so_far.max(largest * self.scale);
             let (scale, minus_largest) = (L::splat(self.scale), L::splat(-largest));
             let mut total = [L::zero(); 2];
             for (panel, scores) in self.scores[..whole].iter().enumerate() {
@@ -118,15 +158,14 @@ impl Task for SoftmaxRow<'_> {
                 self.write(panel, [L::zero(); 2]);
             }
             // Before the first block there is nothing to rescale.
-            let mut rescale = 1.0;
-            if self.largest.is_finite() && *self.largest != largest {
-                rescale = exp(*self.largest - largest);
-                for sum in self.sums {
-                    *sum *= rescale;
-                }
-            }
-            *self.total = *self.total * rescale + total[0].add(total[1]).sum();
-            *self.largest = largest;
+            let rescale = if largest_so_far.is_finite() && *largest_so_far != largest {
+                exp(*largest_so_far - largest)
+            } else {
+                1.0
+            };
+            *total_so_far = *total_so_far * rescale + total[0].add(total[1]).sum();
+            *largest_so_far = largest;
+            rescale
         }
     }
 }

@@ -18,9 +18,23 @@ use super::simd::Simd;
 #[repr(C, align(64))]
 pub(crate) struct Products(pub(crate) [[f32; PANEL_COLUMNS]; MAX_HEIGHT]);
 
+/// Numbers of [`Products`].
+pub(crate) const PRODUCTS: usize = PANEL_COLUMNS * MAX_HEIGHT;
+
 impl Products {
     /// All zero.
     pub(crate) const ZERO: Products = Products([[0.0; PANEL_COLUMNS]; MAX_HEIGHT]);
+
+    /// Scratch memory as products: one for each [`PRODUCTS`] numbers.
+    pub(crate) fn of(numbers: &mut [f32]) -> &mut [Products] {
+        // SAFETY: products are f32 without padding; what is not aligned is left out, which the assertion does not let happen.
+        let (before, products, after) = unsafe { numbers.align_to_mut::<Products>() };
+        assert!(
+            before.is_empty() && after.is_empty(),
+            "whole products at the start of a line"
+        );
+        products
+    }
 }
 
 /// A tile of rows and a panel.
