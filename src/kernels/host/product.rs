@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
 use super::operand::{Operand, Rounding};
 use super::panels::Panels;
 use super::simd::Simd;
-use super::tile::{self, Multiply, Pair, Products};
+use super::tile::{self, Multiply, PRODUCTS, Pair, Products};
 
 /// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
 const TASK_PANEL_BYTES: usize = 768 << 10;
@@ -113,9 +114,8 @@ impl Shared<'_> {
             }
             return;
         }
-        let mut waiting: Vec<Products> = (0..row_tiles.len() * columns.len())
-            .map(|_| Products::ZERO)
-            .collect();
+        let mut waiting = Buffer::stale(row_tiles.len() * columns.len() * PRODUCTS);
+        let waiting = Products::of(waiting.f32s_mut());
         for piece in 0..self.pieces {
             let mut products = waiting.iter_mut();
             for row_tile in row_tiles.clone() {
