@@ -103,7 +103,9 @@ fn linear(kernels: &Kernels, shape: (usize, usize), dtype: WeightDtype) -> Linea
 fn gated(kernels: &Kernels, hidden: usize, inner: usize) -> GatedMlp {
     let [gate, up] = [3, 4].map(|seed| weight(seed, &[inner, hidden], WeightDtype::Bf16));
     let down = weight(5, &[hidden, inner], WeightDtype::Bf16);
-    kernels.gated([&gate, &up], &down).unwrap()
+    kernels
+        .gated([&gate, &up], &down, Sensitivity::Ordinary)
+        .unwrap()
 }
 
 fn norm(kernels: &Kernels, width: usize, seed: u64, layer: bool) -> Norm {

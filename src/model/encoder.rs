@@ -10,7 +10,7 @@ use super::rope::text_rope;
 use super::text::{Packing, TextModel};
 use super::vision::VisionTower;
 use super::{ModelError, Trace};
-use crate::kernels::{Kernels, WeightError, WeightMap};
+use crate::kernels::{Kernels, Sensitivity, WeightError, WeightMap};
 
 /// Qwen3-VL as an encoder, weights in place.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ impl Qwen3VlEncoder {
         let parameters = Parameters {
             tensors,
             kernels: &kernels,
+            sensitivity: Sensitivity::Ordinary,
         };
         let head = "lm_head.weight";
         if let Some(tensor) = tensors.get(head) {

@@ -11,6 +11,8 @@ use crate::kernels::{
 pub(super) struct Parameters<'a> {
     pub(super) tensors: &'a WeightMap,
     pub(super) kernels: &'a Kernels,
+    /// Of the linear layers that are taken.
+    pub(super) sensitivity: Sensitivity,
 }
 
 fn named(name: &str) -> impl FnOnce(WeightError) -> ModelError + '_ {
@@ -21,6 +23,14 @@ fn named(name: &str) -> impl FnOnce(WeightError) -> ModelError + '_ {
 }
 
 impl<'a> Parameters<'a> {
+    /// The same, for layers of this sensitivity.
+    pub(super) fn with(self, sensitivity: Sensitivity) -> Self {
+        Parameters {
+            sensitivity,
+            ..self
+        }
+    }
+
     pub(super) fn get(&self, name: &str) -> Result<&'a HostTensor, ModelError> {
         self.tensors
             .get(name)
@@ -48,7 +58,6 @@ impl<'a> Parameters<'a> {
         &self,
         prefix: &str,
         (columns, depth): (usize, &[usize]),
-        sensitivity: Sensitivity,
     ) -> Result<Linear, ModelError> {
         let shape: Vec<usize> = std::iter::once(columns)
             .chain(depth.iter().copied())
@@ -57,7 +66,7 @@ impl<'a> Parameters<'a> {
         let tensor = self.shaped(&weight, &shape)?;
         let linear = self
             .kernels
-            .linear(std::slice::from_ref(tensor), sensitivity)
+            .linear(std::slice::from_ref(tensor), self.sensitivity)
             .map_err(named(&weight))?;
         let vector = self
             .kernels
@@ -78,7 +87,7 @@ impl<'a> Parameters<'a> {
         }
         let name = weights.first().map_or("", |(name, _)| name);
         self.kernels
-            .linear(&tensors, Sensitivity::Ordinary)
+            .linear(&tensors, self.sensitivity)
             .map_err(named(name))
     }
 
@@ -93,7 +102,7 @@ impl<'a> Parameters<'a> {
         let up = self.shaped(&name("up"), &[inner, hidden])?;
         let down = self.shaped(&name("down"), &[hidden, inner])?;
         self.kernels
-            .gated([gate, up], down)
+            .gated([gate, up], down, self.sensitivity)
             .map_err(named(&name("gate")))
     }
 

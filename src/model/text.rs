@@ -7,8 +7,12 @@ use super::parameters::Parameters;
 use super::prefix::{Prefix, Reuse};
 use super::{ModelError, Trace};
 use crate::kernels::{
-    Activations, GatedMlp, HeadRange, Kernels, Linear, Norm, Projections, Rope, Spans, Table,
+    Activations, GatedMlp, HeadRange, Kernels, Linear, Norm, Projections, Rope, Sensitivity, Spans,
+    Table,
 };
+
+/// One in so many decoder layers, the first ones, is [`Sensitivity::High`]: 4 of 28 in the 2B, 5 of 36 in the 8B.
+const LAYERS_FOR_A_SENSITIVE_ONE: usize = 8;
 
 #[derive(Debug)]
 struct DecoderLayer {
@@ -66,8 +70,19 @@ impl TextModel {
         parameters: Parameters<'_>,
     ) -> std::result::Result<Self, ModelError> {
         let root = "model.language_model";
+        let sensitive = config
+            .num_hidden_layers
+            .div_ceil(LAYERS_FOR_A_SENSITIVE_ONE);
         let layers = (0..config.num_hidden_layers)
-            .map(|i| DecoderLayer::load(config, parameters, &format!("{root}.layers.{i}")))
+            .map(|i| {
+                let sensitivity = if i < sensitive {
+                    Sensitivity::High
+                } else {
+                    Sensitivity::Ordinary
+                };
+                let parameters = parameters.with(sensitivity);
+                DecoderLayer::load(config, parameters, &format!("{root}.layers.{i}"))
+            })
             .collect::<std::result::Result<_, _>>()?;
         let table = [config.vocab_size, config.hidden_size];
         Ok(TextModel {

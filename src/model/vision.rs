@@ -72,11 +72,9 @@ impl VisionTower {
         let positions = config.position_side * config.position_side;
         Ok(VisionTower {
             config: config.clone(),
-            patch_embed: parameters.linear(
-                "model.visual.patch_embed.proj",
-                (width, &[3, 2, 16, 16]),
-                Sensitivity::High,
-            )?,
+            patch_embed: parameters
+                .with(Sensitivity::High)
+                .linear("model.visual.patch_embed.proj", (width, &[3, 2, 16, 16]))?,
             pos_embed: parameters.table("model.visual.pos_embed.weight", [positions, width])?,
             blocks,
             merger: PatchMerger::load(config, parameters, "model.visual.merger", false)?,
@@ -163,7 +161,7 @@ impl Block {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let linear = |name: &str, columns, depth| {
             let name = format!("{prefix}.{name}");
-            parameters.linear(&name, (columns, &[depth]), Sensitivity::Ordinary)
+            parameters.linear(&name, (columns, &[depth]))
         };
         Ok(Block {
             norm1: parameters.layer_norm(&format!("{prefix}.norm1"), width, LAYER_NORM_EPS)?,
@@ -218,7 +216,7 @@ impl PatchMerger {
         };
         let linear = |name: &str, columns| {
             let name = format!("{prefix}.{name}");
-            parameters.linear(&name, (columns, &[joined]), Sensitivity::Ordinary)
+            parameters.linear(&name, (columns, &[joined]))
         };
         Ok(PatchMerger {
             norm: parameters.layer_norm(&format!("{prefix}.norm"), norm_width, LAYER_NORM_EPS)?,

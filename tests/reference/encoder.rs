@@ -205,26 +205,39 @@ fn every_vector_equals_the_reference_in_f32() {
     }
 }
 
+/// The lowest cosine between our vectors and the reference's over all requests of a fixture, and whose it is.
+fn lowest_cosine(fixture: &Fixture, precision: Precision) -> (f32, String) {
+    let encoder = fixture.encoder(Kernels::host(precision));
+    let mut lowest = (1.0_f32, String::new());
+    for request in &fixture.requests {
+        let id = request["id"].as_str().unwrap();
+        let (pooled, _) = trace(&encoder, &sequence(fixture, request));
+        let (theirs, _) = fixture.tensor(&format!("{id}/embedding")).unwrap();
+        let (_, cosine) = distance(&normalized(&pooled), &theirs);
+        if cosine < lowest.0 {
+            lowest = (cosine, id.to_owned());
+        }
+    }
+    let (cosine, id) = &lowest;
+    let root = fixture.root.display();
+    println!("{root}: lowest cosine in {precision:?} {cosine} ({id})");
+    lowest
+}
+
 #[test]
 fn every_vector_is_close_to_the_reference_in_bf16() {
     for fixture in fixture::all() {
-        let encoder = fixture.encoder(Kernels::host(Precision::Bf16));
-        let mut lowest = (1.0_f32, String::new());
-        for request in &fixture.requests {
-            let id = request["id"].as_str().unwrap();
-            let (pooled, _) = trace(&encoder, &sequence(&fixture, request));
-            let (theirs, _) = fixture.tensor(&format!("{id}/embedding")).unwrap();
-            let (_, cosine) = distance(&normalized(&pooled), &theirs);
-            if cosine < lowest.0 {
-                lowest = (cosine, id.to_owned());
-            }
-        }
-        println!(
-            "{}: lowest cosine in bf16 {} ({})",
-            fixture.root.display(),
-            lowest.0,
-            lowest.1
-        );
-        assert!(lowest.0 >= 0.998, "{}: cosine {}", lowest.1, lowest.0);
+        let (cosine, id) = lowest_cosine(&fixture, Precision::Bf16);
+        assert!(cosine >= 0.998, "{id}: cosine {cosine}");
+    }
+}
+
+#[test]
+fn every_vector_is_close_to_the_reference_in_int8() {
+    for fixture in fixture::all() {
+        let (cosine, id) = lowest_cosine(&fixture, Precision::Int8);
+        assert!(cosine >= 0.99, "{id}: cosine {cosine}");
+        // Nearer than rounding to 255 steps allows: that was not int8.
+        assert!(cosine <= 0.9999, "{id}: cosine {cosine}");
     }
 }
