@@ -260,7 +260,7 @@ impl<'a> Chunk<'a> {
                 blocks: self.plan.head_blocks,
                 height: queries.height,
                 count,
-                ahead: queries.tile(tile),
+                ahead: std::ptr::null(),
                 accumulate: false,
             };
             // SAFETY: both sides have `head_blocks` blocks; a panel is there for every key that is seen.
@@ -321,7 +321,7 @@ impl<'a> Chunk<'a> {
                 blocks: format.blocks(seen),
                 height: probabilities.height,
                 count,
-                ahead: probabilities.tile(0),
+                ahead: std::ptr::null(),
                 accumulate: first > 0,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.

@@ -50,7 +50,8 @@ pub(crate) struct Pair {
     pub(crate) height: usize,
     /// Rows that count; the others' products are garbage.
     pub(crate) count: usize,
-    /// Rows that a later tile needs: fetched into the second cache meanwhile, 256 bytes a block.
+    /// Rows that a later tile needs: fetched into the second cache meanwhile, 256 bytes a block, as are later parts of the panel
+    /// into the first. Null where all is near.
     pub(crate) ahead: *const u32,
     /// Whether the products are added to what is there: a depth cut in pieces gives the bits of the whole, because each sum goes
     /// on where it stopped.
