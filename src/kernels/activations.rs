@@ -43,7 +43,7 @@ impl Activations {
     /// When `joined` does not divide the rows.
     pub fn join_rows(self, joined: usize) -> Result<Self> {
         let (rows, width) = (self.rows(), self.width());
-        if rows % joined != 0 {
+        if !rows.is_multiple_of(joined) {
             bail!("{rows} rows cannot be joined by {joined}")
         }
         let shape = (rows / joined, width * joined);

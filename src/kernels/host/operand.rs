@@ -49,7 +49,8 @@ impl Operand {
         let blocks = format.blocks(depth).next_multiple_of(multiple);
         let len = rows.div_ceil(height) * height * blocks * BLOCK_GROUPS;
         let mut data = Buffer::stale(len);
-        let padded = depth % (format.group() * BLOCK_GROUPS) != 0 || blocks != format.blocks(depth);
+        let padded =
+            !depth.is_multiple_of(format.group() * BLOCK_GROUPS) || blocks != format.blocks(depth);
         if padded {
             let whole = depth / (format.group() * BLOCK_GROUPS);
             for tile in data

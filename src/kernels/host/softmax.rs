@@ -111,7 +111,10 @@ impl SoftmaxRow<'_> {
     /// The instruction set of `L`.
     #[inline(always)]
     unsafe fn run<L: Lanes>(&self, (largest_so_far, total_so_far): (&mut f32, &mut f32)) -> f32 {
-        let (whole, some) = (self.seen / PANEL_COLUMNS, self.seen % PANEL_COLUMNS > 0);
+        let (whole, some) = (
+            self.seen / PANEL_COLUMNS,
+            !self.seen.is_multiple_of(PANEL_COLUMNS),
+        );
         // SAFETY: the caller's contract; panels are two sixteens wide; `written` is at most `KEYS`.
         unsafe {
             let mut highest = [L::splat(f32::NEG_INFINITY); 2];
