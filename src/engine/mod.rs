@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use pass::Prefixes;
 
+use crate::kernels::keep_awake;
 use crate::model::{ModelError, PackedBatch, Qwen3VlEncoder};
 
 /// Which number format the model computes in.
@@ -209,7 +210,8 @@ fn run(
     batch: &PackedBatch,
 ) -> Outcome {
     // The encoder is only read and a prefix is kept whole or not at all, so a panic leaves nothing half-done behind.
-    let pass = AssertUnwindSafe(|| pool.install(|| pass::run(encoder, prefixes, batch)));
+    let pass =
+        AssertUnwindSafe(|| pool.install(|| keep_awake(|| pass::run(encoder, prefixes, batch))));
     match catch_unwind(pass) {
         Ok(rows) => rows.map_err(|error| EngineError::Forward {
             reason: error.to_string(),

@@ -23,6 +23,7 @@ pub use linear::{
 pub use weight::{HostTensor, WeightDtype, WeightMap};
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -40,6 +41,34 @@ pub enum Precision {
     /// As bf16, but weights are int8 with a scale for each output, and the inputs of linear layers int8 with a scale for each row,
     /// found anew for every row; both symmetric, sums exact. Layers of [`Sensitivity::High`] stay in bf16.
     Int8,
+}
+
+/// Runs `work` while the other threads of the rayon pool it is called in look for work without going to sleep.
+///
+/// A forward pass is hundreds of short parallel steps: waking a thread for each would cost a short input more than its arithmetic.
+/// Between the steps a waiting thread yields to whoever else wants the core.
+pub fn keep_awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    /// Lets the threads go, also when the work panics.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let done = AtomicBool::new(false);
+    let own = rayon::current_thread_index();
+    rayon::scope(|scope| {
+        // A broadcast, not a spawned task: this thread would take that up itself while it waits for a step, and never return.
+        scope.spawn_broadcast(|_, context| {
+            while Some(context.index()) != own && !done.load(Ordering::Acquire) {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let _done = Done(&done);
+        work()
+    })
 }
 
 /// Which version of the operations runs, and in what precision.

@@ -357,3 +357,29 @@ fn rows_are_replaced_and_added_where_they_belong() {
         assert_eq!(added[14], before[14] + new[5]);
     }
 }
+
+#[test]
+fn threads_kept_awake_do_the_work_and_are_let_go_also_after_a_panic() {
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let sum = || {
+            use rayon::prelude::*;
+            (0..1000_u64)
+                .into_par_iter()
+                .with_max_len(1)
+                .map(|i| i * i)
+                .sum::<u64>()
+        };
+        for _ in 0..50 {
+            assert_eq!(pool.install(|| keep_awake(sum)), 332_833_500);
+        }
+        let panicked = std::panic::catch_unwind(|| {
+            pool.install(|| keep_awake(|| panic!("a pass that fails")));
+        });
+        assert!(panicked.is_err());
+        assert_eq!(pool.install(|| keep_awake(sum)), 332_833_500);
+    }
+}

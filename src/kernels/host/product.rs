@@ -27,6 +27,9 @@ const FETCHED_WORDS: usize = 64;
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
 
+/// The same where there is one tile of rows: then the time is that of reading the panels, which the last task's reader spends alone.
+const STREAMED_TASKS_A_THREAD: usize = 16;
+
 /// A finished tile: the first of its rows and columns, and the products, `[rows][32]`.
 pub(crate) struct Tile<'a> {
     /// First row of the operand.
@@ -209,8 +212,13 @@ struct Tasks {
 
 impl Tasks {
     fn of(rows: &Operand, panels: &Panels) -> Self {
-        let wanted = TASKS_A_THREAD * rayon::current_num_threads();
         let tiles = rows.tiles();
+        let each = if tiles == 1 {
+            STREAMED_TASKS_A_THREAD
+        } else {
+            TASKS_A_THREAD
+        };
+        let wanted = each * rayon::current_num_threads();
         // What fits well is not cut, and one tile has nothing to come back to.
         let pieces = if tiles > 1 && panels.blocks > PIECE_BLOCKS * 3 / 2 {
             panels.blocks.div_ceil(PIECE_BLOCKS)
