@@ -367,11 +367,11 @@ fn threads_kept_awake_do_the_work_and_are_let_go_also_after_a_panic() {
             .unwrap();
         let sum = || {
             use rayon::prelude::*;
-            (0..1000_u64)
+            (0..1000_usize)
                 .into_par_iter()
                 .with_max_len(1)
                 .map(|i| i * i)
-                .sum::<u64>()
+                .sum::<usize>()
         };
         for _ in 0..50 {
             assert_eq!(pool.install(|| keep_awake(sum)), 332_833_500);
