@@ -376,9 +376,9 @@ fn threads_kept_awake_do_the_work_and_are_let_go_also_after_a_panic() {
         for _ in 0..50 {
             assert_eq!(pool.install(|| keep_awake(sum)), 332_833_500);
         }
-        let panicked = std::panic::catch_unwind(|| {
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             pool.install(|| keep_awake(|| panic!("a pass that fails")));
-        });
+        }));
         assert!(panicked.is_err());
         assert_eq!(pool.install(|| keep_awake(sum)), 332_833_500);
     }
