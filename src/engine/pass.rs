@@ -17,6 +17,9 @@ pub(super) struct Prefixes {
     max_bytes: usize,
 }
 
+/// Most prefixes that are kept, whatever their size: each batch looks through all of them.
+const MAX_PREFIXES: usize = 256;
+
 impl Prefixes {
     /// Keeps as many as fit `max_bytes`; 0 keeps none.
     pub(super) fn new(max_bytes: usize) -> Self {
@@ -39,7 +42,7 @@ impl Prefixes {
     fn insert(&mut self, ids: Vec<u32>, prefix: Prefix) {
         self.kept.push((ids, Arc::new(prefix)));
         let mut bytes: usize = self.kept.iter().map(|(_, prefix)| prefix.bytes()).sum();
-        while bytes > self.max_bytes && !self.kept.is_empty() {
+        while bytes > self.max_bytes || self.kept.len() > MAX_PREFIXES {
             bytes -= self.kept.remove(0).1.bytes();
         }
     }
@@ -60,6 +63,7 @@ pub(super) fn run(
     }
     let mut past = Vec::with_capacity(batch.sequences());
     let mut keep: Vec<(Vec<u32>, usize)> = Vec::new();
+    let mut room = prefixes.max_bytes;
     for sequence in 0..batch.sequences() {
         let ids = batch.prefix(sequence);
         let known = if ids.is_empty() {
@@ -68,7 +72,11 @@ pub(super) fn run(
             prefixes.get(ids)
         };
         // A prefix that several sequences bring is kept once.
-        if known.is_none() && !ids.is_empty() && keep.iter().all(|(kept, _)| kept != ids) {
+        let is_new = known.is_none() && keep.iter().all(|(kept, _)| kept != ids);
+        // What does not fit is not even copied, and does not drive out what does.
+        let bytes = encoder.prefix_bytes(ids.len());
+        if is_new && !ids.is_empty() && bytes <= room {
+            room -= bytes;
             keep.push((ids.to_vec(), sequence));
         }
         past.push(known);
@@ -187,12 +195,22 @@ mod tests {
         let mut sizing = Prefixes::new(usize::MAX);
         one(&mut sizing, 1);
         let bytes = sizing.kept[0].1.bytes();
-        assert!(bytes > 0);
+        assert_eq!(bytes, encoder.prefix_bytes(20));
         let mut prefixes = Prefixes::new(2 * bytes);
         assert_eq!([1, 2, 1, 3].map(|i| one(&mut prefixes, i)), [0, 0, 20, 0]);
         // 2 was used longest ago and made room for 3.
         assert_eq!([1, 3, 2].map(|i| one(&mut prefixes, i)), [20, 20, 0]);
         assert_eq!(prefixes.kept.len(), 2);
+        // One that is larger than the bound is not kept, and nothing goes for it.
+        let large = sequence((41, 9), 4, false);
+        let large = PackedBatch::pack([&large]);
+        for _ in 0..2 {
+            assert_eq!(
+                run(&encoder, &mut prefixes, &large).unwrap()[0].cached_tokens,
+                0
+            );
+        }
+        assert_eq!([3, 2].map(|i| one(&mut prefixes, i)), [20, 20]);
         let mut off = Prefixes::new(0);
         assert_eq!([1, 1].map(|i| one(&mut off, i)), [0, 0]);
     }

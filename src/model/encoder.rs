@@ -99,6 +99,13 @@ impl Qwen3VlEncoder {
         self.run(batch, reuse, &mut |_, _| Ok(()))
     }
 
+    /// Bytes that keys and values of so many tokens take on the CPU, all layers.
+    pub fn prefix_bytes(&self, tokens: usize) -> usize {
+        let text = &self.config.text;
+        let numbers = 2 * text.heads.kv_heads * text.heads.head_dim;
+        tokens * text.num_hidden_layers * numbers * size_of::<f32>()
+    }
+
     /// Whether keys and values of another pass are the bits this pass would compute: on the CPU they are; libraries of other
     /// devices choose their order of sums by the size of the batch.
     pub fn can_reuse(&self) -> bool {

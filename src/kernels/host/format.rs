@@ -59,13 +59,24 @@ pub(crate) fn round_to_bf16(x: f32) -> f32 {
 /// The largest magnitude of an int8 number: symmetric, so that negation never overflows.
 pub(crate) const INT8_MAX: f32 = 127.0;
 
+/// The largest magnitude of some numbers; NaN where one of them is: no finite number may come of it.
+#[inline(always)]
+pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
+    // The bits of magnitudes are in the order of the magnitudes, and those of NaN are above all.
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max(value.to_bits() & 0x7fff_ffff);
+    }
+    f32::from_bits(largest)
+}
+
 /// The scale at which `largest` becomes 127; 1 for a row of zeros, which any scale represents.
 #[inline(always)]
 pub(crate) fn int8_scale(largest: f32) -> f32 {
-    if largest > 0.0 {
-        largest / INT8_MAX
-    } else {
+    if largest == 0.0 {
         1.0
+    } else {
+        largest / INT8_MAX
     }
 }
 
@@ -103,5 +114,7 @@ mod tests {
             assert_eq!(int8(x, 1.0), expected, "{x}");
         }
         assert_eq!(int8_scale(0.0), 1.0);
+        assert_eq!(largest_magnitude(&[0.5, -3.0, 2.0]), 3.0);
+        assert!(int8_scale(largest_magnitude(&[0.5, f32::NAN, 2.0])).is_nan());
     }
 }

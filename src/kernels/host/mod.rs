@@ -220,17 +220,14 @@ pub(super) fn attention(
     heads: Heads,
 ) -> Result<HostRows> {
     let Projections { q, k, v } = projections;
-    let columns = |rows: &HostRows, start: usize| (rows.width, start);
-    let (queries, kv) = (q.0.host()?, k.0.host()?);
-    let view = |rows, start| {
-        let (stride, start) = columns(rows, start);
+    let (queries, keys_of_own, values) = (q.0.host()?, k.0.host()?, v.0.host()?);
+    fn view(rows: &HostRows, start: usize) -> Columns<'_> {
         Columns {
             data: rows.data(),
-            stride,
+            stride: rows.width,
             start,
         }
-    };
-    let values = v.0.host()?;
+    }
     let mut sequences = Vec::with_capacity(spans.sequences());
     for sequence in 0..spans.sequences() {
         let mut keys = Vec::with_capacity(2);
@@ -243,7 +240,7 @@ pub(super) fn attention(
             });
         }
         keys.push(KeyRows {
-            keys: view(kv, k.1),
+            keys: view(keys_of_own, k.1),
             values: view(values, v.1),
             rows: spans.keys(sequence),
         });

@@ -8,7 +8,9 @@ use std::io;
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
-use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, bf16_bits, int8, int8_scale};
+use super::format::{
+    BLOCK_GROUPS, Format, PANEL_COLUMNS, bf16_bits, int8, int8_scale, largest_magnitude,
+};
 use crate::kernels::weight::{HostTensor, WeightDtype};
 
 /// Panels from this size on ask for huge pages: fewer page faults while packing, fewer misses of the TLB while multiplying.
@@ -276,10 +278,7 @@ fn pack_int8<'a>(
         for (value, number) in values.iter_mut().zip(dtype.values(bytes)) {
             *value = number;
         }
-        let largest = values
-            .iter()
-            .fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let scale = int8_scale(largest);
+        let scale = int8_scale(largest_magnitude(&values));
         let mut sum = 0;
         for (group, numbers) in values.chunks(4).enumerate() {
             let mut four = [0_i8; 4];

@@ -1,6 +1,6 @@
 //! How rows of f32 become the numbers of an operand.
 
-use super::format::{BLOCK_GROUPS, Format, bf16_bits, int8, round_to_bf16};
+use super::format::{BLOCK_GROUPS, Format, bf16_bits, int8, largest_magnitude, round_to_bf16};
 use super::lanes::{LANES, Lanes, Task};
 
 /// How numbers are put into an operand.
@@ -38,18 +38,7 @@ pub(crate) struct Largest<'a> {
 impl Task for Largest<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        // Sixteen at a time, so that the maximum becomes vector code: its order does not matter.
-        let mut lanes = [0.0_f32; LANES];
-        let chunks = self.values.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (lane, value) in lanes.iter_mut().zip(chunk) {
-                *lane = lane.max(value.abs());
-            }
-        }
-        for value in lanes.iter().chain(rest) {
-            *self.largest = self.largest.max(value.abs());
-        }
+        *self.largest = largest_magnitude(self.values);
     }
 }
 

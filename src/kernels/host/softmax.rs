@@ -10,12 +10,8 @@ pub(crate) const KEYS: usize = 256;
 /// Panels of a block of scores.
 pub(crate) const KEY_PANELS: usize = KEYS / PANEL_COLUMNS;
 
-/// Probabilities are written in whole groups of values, of which bf16 has the larger blocks.
-const WRITTEN: usize = 2 * BLOCK_GROUPS;
-const _: () = assert!(
-    KEYS.is_multiple_of(WRITTEN),
-    "a block of keys is whole blocks of values"
-);
+/// Probabilities are written a panel's keys at a time: one block of a row in bf16, two in f32.
+const _: () = assert!(PANEL_COLUMNS == 2 * BLOCK_GROUPS && PANEL_COLUMNS == 2 * LANES);
 
 /// A tile's block of scores, turned into probabilities that are not yet divided by their sum.
 pub(crate) struct SoftmaxTile<'a> {

@@ -56,7 +56,7 @@ pub(super) unsafe fn avx2(pair: Pair, to: *mut i32) {
     // Three rows times sixteen columns fit sixteen registers with the widening's temporaries.
     for row in (0..pair.count).step_by(3) {
         for column in [0, PANEL_COLUMNS / 2] {
-            // SAFETY: the height of an AVX2 tile is six, so three rows from an even start exist.
+            // SAFETY: the height of an AVX2 tile is six, that of an AVX-512 one twelve: three rows from a multiple of three exist.
             unsafe {
                 let ones = _mm256_set1_epi16(1);
                 let mut sums = [[_mm256_setzero_si256(); 2]; 3];
