@@ -134,11 +134,15 @@ fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 
-/// Where `#[cfg(test)] mod …` begins, which by convention is the rest of the file.
+/// Where `#[cfg(test)] mod … {` begins, which by convention is the rest of the file; a module that is a file of its own ends nothing.
 fn test_module_start(code: &str) -> Option<usize> {
     const MARK: &str = "#[cfg(test)]";
     let mut marks = code.match_indices(MARK).map(|(at, _)| at);
-    marks.find(|at| code[at + MARK.len()..].trim_start().starts_with("mod "))
+    marks.find(|at| {
+        let item = code[at + MARK.len()..].trim_start();
+        let end = item.find(['{', ';']);
+        item.starts_with("mod ") && end.is_some_and(|end| item[end..].starts_with('{'))
+    })
 }
 
 /// Blanks comments and the insides of strings and characters; every byte keeps its place.
@@ -616,6 +620,11 @@ fn length_name_beginning_and_allow_are_caught() {
     let long = "//! x\n".repeat(MAX_FILE_LINES + 1);
     assert_eq!(judge(files_are_short, "src/api/mod.rs", &long).len(), 1);
     assert!(judge(files_are_short, "src/api/tests.rs", &long).is_empty());
+    let elsewhere = format!("//! x\n#[cfg(test)]\nmod tests;\n{long}");
+    assert_eq!(
+        judge(files_are_short, "src/api/mod.rs", &elsewhere).len(),
+        1
+    );
     let tested = format!("//! x\n#[cfg(test)]\nmod tests {{\n{long}}}");
     assert!(judge(files_are_short, "src/api/mod.rs", &tested).is_empty());
     assert_eq!(

@@ -8,6 +8,8 @@
 //! In: [`Activations`], and weights loaded by [`Kernels::linear`] and its siblings. Out: new activations, or the given ones changed.
 
 mod activations;
+mod awake;
+mod heads;
 pub(crate) mod host;
 mod linear;
 mod plain;
@@ -16,14 +18,13 @@ mod tests;
 pub mod weight;
 
 pub use activations::Activations;
+pub use awake::keep_awake;
+pub use heads::{HeadRange, Heads, Projections, Rope, Spans};
 pub use host::simd::Simd;
 pub use linear::{
     Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
 };
 pub use weight::{HostTensor, WeightDtype, WeightMap};
-
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -43,34 +44,6 @@ pub enum Precision {
     Int8,
 }
 
-/// Runs `work` while the other threads of the rayon pool it is called in look for work without going to sleep.
-///
-/// A forward pass is hundreds of short parallel steps: waking a thread for each would cost a short input more than its arithmetic.
-/// Between the steps a waiting thread yields to whoever else wants the core.
-pub fn keep_awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    /// Lets the threads go, also when the work panics.
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Release);
-        }
-    }
-    let done = AtomicBool::new(false);
-    let own = rayon::current_thread_index();
-    rayon::scope(|scope| {
-        // A broadcast, not a spawned task: this thread would take that up itself while it waits for a step, and never return.
-        scope.spawn_broadcast(|_, context| {
-            while Some(context.index()) != own && !done.load(Ordering::Acquire) {
-                if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let _done = Done(&done);
-        work()
-    })
-}
-
 /// Which version of the operations runs, and in what precision.
 #[derive(Debug, Clone)]
 pub enum Kernels {
@@ -88,90 +61,6 @@ pub enum Kernels {
         /// What weights and activations are stored in; norms, softmax and rotary angles are f32 inside.
         dtype: DType,
     },
-}
-
-/// How many heads, how wide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of one head.
-    pub head_dim: usize,
-}
-
-impl Heads {
-    /// `head_dim^-0.5`.
-    pub fn scale(self) -> f32 {
-        (1.0 / (self.head_dim as f64).sqrt()) as f32
-    }
-}
-
-/// Which query rows attend to which key rows: sequence `i` has queries `cu_q[i]..cu_q[i + 1]` and keys `cu_k[i]..cu_k[i + 1]`.
-///
-/// With `causal` the last query sees all keys of its sequence, the one before it one less, and so on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spans {
-    /// `[sequences + 1]`.
-    pub cu_q: Vec<u32>,
-    /// `[sequences + 1]`.
-    pub cu_k: Vec<u32>,
-    /// Whether later keys are hidden.
-    pub causal: bool,
-}
-
-impl Spans {
-    /// Every sequence attends to itself.
-    pub fn of(cu_seqlens: &[u32], causal: bool) -> Self {
-        Spans {
-            cu_q: cu_seqlens.to_vec(),
-            cu_k: cu_seqlens.to_vec(),
-            causal,
-        }
-    }
-
-    /// Number of sequences.
-    pub fn sequences(&self) -> usize {
-        self.cu_k.len() - 1
-    }
-
-    pub(crate) fn queries(&self, sequence: usize) -> Range<usize> {
-        self.cu_q[sequence] as usize..self.cu_q[sequence + 1] as usize
-    }
-
-    pub(crate) fn keys(&self, sequence: usize) -> Range<usize> {
-        self.cu_k[sequence] as usize..self.cu_k[sequence + 1] as usize
-    }
-}
-
-/// Cosines and sines of a rotary embedding, f32, `[rows, head_dim / 2]` each.
-#[derive(Debug, Clone)]
-pub struct Rope {
-    /// Cosines.
-    pub cos: Tensor,
-    /// Sines.
-    pub sin: Tensor,
-}
-
-/// Heads that stand side by side in the columns of activations.
-#[derive(Debug, Clone)]
-pub struct HeadRange<'a> {
-    /// First column and one after the last.
-    pub columns: Range<usize>,
-    /// Applied to each head before it is rotated.
-    pub norm: Option<&'a Norm>,
-}
-
-/// Queries, keys and values: whose columns, and from which on.
-#[derive(Debug, Clone, Copy)]
-pub struct Projections<'a> {
-    /// `heads * head_dim` columns of rows `[query_rows, ..]`.
-    pub q: (&'a Activations, usize),
-    /// `kv_heads * head_dim` columns of rows `[key_rows, ..]`.
-    pub k: (&'a Activations, usize),
-    /// As `k`.
-    pub v: (&'a Activations, usize),
 }
 
 impl Kernels {

@@ -1,5 +1,7 @@
 //! The host's operations against the plain ones, on shapes nobody chose, and against themselves in other batches.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use std::sync::Arc;

@@ -12,13 +12,23 @@ use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
 use super::key_panels::{Columns, KeyPanels, KeyRows};
 use super::operand::{MAX_HEIGHT, Operand, Rounding, tile_height};
+use super::output::Output;
 use super::simd::Simd;
 use super::softmax::{KEY_PANELS, KEYS, SoftmaxTile};
-use super::tile::{self, Multiply, PRODUCTS, Pair, Products};
+use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products};
 use crate::kernels::Heads;
 
-/// Queries of one task: as many as keep the products of a block of keys above what its memory traffic costs.
-const QUERIES: usize = 128;
+/// Most queries of one task: every task reads all keys, from the third cache when there are many.
+const MAX_QUERIES: usize = 256;
+
+/// Fewest, where there are threads that would have nothing to do.
+const MIN_QUERIES: usize = 64;
+
+/// Tasks for each thread: they are not equally long.
+const TASKS_A_THREAD: usize = 4;
+
+/// Tiles of queries that share the fetching of the next block of keys.
+const FETCHING_TILES: usize = BLOCK_GROUPS * PANEL_COLUMNS / FETCHED_WORDS;
 
 /// One sequence: its queries, and its keys in one or more pieces.
 pub(crate) struct Attending<'a> {
@@ -88,18 +98,20 @@ pub(crate) fn attention(
             )
         })
         .collect();
+    let queries: usize = sequences.iter().map(|of| of.queries.len()).sum();
+    let each = queries * heads.kv_heads / (TASKS_A_THREAD * rayon::current_num_threads());
+    let each = each
+        .next_multiple_of(MIN_QUERIES)
+        .clamp(MIN_QUERIES, MAX_QUERIES);
     let mut tasks = Vec::new();
     for (pair, &(sequence, _)) in pairs.iter().enumerate() {
         let queries = &sequences[sequence].queries;
         // The last queries see the most keys: first, so that no thread is left with them at the end.
-        for first in queries.clone().step_by(QUERIES).rev() {
-            tasks.push((pair, first..(first + QUERIES).min(queries.end)));
+        for first in queries.clone().step_by(each).rev() {
+            tasks.push((pair, first..(first + each).min(queries.end)));
         }
     }
-    let output = Output {
-        start: out.as_mut_ptr(),
-        len: out.len(),
-    };
+    let output = Output::of(out, heads.heads * heads.head_dim);
     tasks
         .into_par_iter()
         .with_max_len(1)
@@ -111,18 +123,6 @@ pub(crate) fn attention(
             tile::leave(mode.simd);
         });
 }
-
-/// The output, written by several tasks at disjoint places.
-#[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    len: usize,
-}
-
-// SAFETY: tasks write disjoint ranges, nobody reads before all have ended.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
 
 /// Queries of the heads that share a key/value head, against all keys of their sequence. Its rows are the queries in order, the
 /// heads of each side by side.
@@ -220,14 +220,9 @@ impl<'a> Chunk<'a> {
         }
         for row in 0..rows {
             let (query, head) = self.place(row);
-            let at = (query * heads.heads + head) * heads.head_dim;
-            assert!(
-                at + heads.head_dim <= output.len,
-                "attention writes inside its output"
-            );
-            // SAFETY: in bounds by the assertion; this task alone has this query and this head.
-            let out =
-                unsafe { std::slice::from_raw_parts_mut(output.start.add(at), heads.head_dim) };
+            let columns = head * heads.head_dim..(head + 1) * heads.head_dim;
+            // SAFETY: this task alone has this query and this head.
+            let out = unsafe { output.columns(query, columns) };
             let inverse = 1.0 / self.total[row];
             let (panels, in_tile) = (out.chunks_mut(PANEL_COLUMNS), row % self.height);
             for (out, sums) in panels.zip(self.tile_sums(row / self.height)) {
@@ -248,19 +243,22 @@ impl<'a> Chunk<'a> {
     ) {
         let multiply = Multiply::of(self.plan.format, self.plan.format);
         let panel_words = self.plan.head_blocks * BLOCK_GROUPS * PANEL_COLUMNS;
+        // This tile's share of the panel that comes a block of keys later.
+        let ahead = tile % FETCHING_TILES * self.plan.head_blocks * FETCHED_WORDS;
         for (panel, scores) in scores
             .iter_mut()
             .enumerate()
             .take(seen.div_ceil(PANEL_COLUMNS))
         {
+            let at = (first / PANEL_COLUMNS + panel) * panel_words;
+            let start = self.packed.keys.words()[at..].as_ptr();
             let pair = Pair {
                 rows: queries.tile(tile),
-                panel: self.packed.keys.words()[(first / PANEL_COLUMNS + panel) * panel_words..]
-                    .as_ptr(),
+                panel: start,
                 blocks: self.plan.head_blocks,
                 height: queries.height,
                 count,
-                ahead: std::ptr::null(),
+                ahead: start.wrapping_add(KEYS / PANEL_COLUMNS * panel_words + ahead),
                 accumulate: false,
             };
             // SAFETY: both sides have `head_blocks` blocks; a panel is there for every key that is seen.
@@ -312,16 +310,18 @@ impl<'a> Chunk<'a> {
     ) {
         let (format, simd, packed) = (self.plan.format, self.plan.mode.simd, self.packed);
         let multiply = Multiply::of(format, format);
+        let ahead = tile % FETCHING_TILES * format.blocks(seen) * FETCHED_WORDS;
         let value_words = format.blocks(packed.count) * BLOCK_GROUPS * PANEL_COLUMNS;
         for (panel, sums) in self.tile_sums(tile).iter_mut().enumerate() {
             let at = panel * value_words + first / format.group() * PANEL_COLUMNS;
+            let start = packed.values.words()[at..].as_ptr();
             let pair = Pair {
                 rows: probabilities.tile(0),
-                panel: packed.values.words()[at..].as_ptr(),
+                panel: start,
                 blocks: format.blocks(seen),
                 height: probabilities.height,
                 count,
-                ahead: std::ptr::null(),
+                ahead: start.wrapping_add(KEYS / format.group() * PANEL_COLUMNS + ahead),
                 accumulate: first > 0,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.

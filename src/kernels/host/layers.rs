@@ -1,14 +1,17 @@
 //! Linear layers: rows are normalised and packed, multiplied, and each tile is finished (bias, activation, gate, residual) while it
 //! is in the first cache.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 
 use super::activation::{gelu_erf, gelu_tanh, silu};
 use super::format::{Format, PANEL_COLUMNS};
-use super::lanes::{Lanes, Task};
-use super::operand::{Operand, Rounding};
+use super::lanes::{LANES, Lanes, Task};
+use super::operand::{Operand, Rounding, Writer};
+use super::output::Output;
 use super::panels::{PAIRED_COLUMNS, Panels};
-use super::product::{Tile, product};
+use super::product::{Sink, Tile, product};
 use super::simd::Simd;
 use super::{HostRows, read, read_norm};
 use crate::kernels::Precision;
@@ -45,7 +48,7 @@ impl Host {
 
     fn packed(self, x: &HostRows, weights: &Panels) -> Operand {
         let mut operand = self.operand(x.rows, weights);
-        operand.fill(self.simd, |row, out| out.copy_from_slice(x.row(row)));
+        operand.copy(self.simd, |row| x.row(row));
         operand
     }
 
@@ -62,49 +65,6 @@ fn panels(linear: &Linear) -> Result<&Panels> {
     match &linear.weight {
         Weights::Host(panels) => Ok(panels),
         Weights::Device(_) => bail!("a device weight reached a host operation"),
-    }
-}
-
-/// Where tiles write: rows of `width` numbers, each tile its own columns.
-#[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    rows: usize,
-    width: usize,
-}
-
-// SAFETY: tiles write disjoint columns or rows of the same buffer; nobody reads it before all have ended.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
-impl Output {
-    fn of(rows: &mut HostRows) -> Self {
-        Output {
-            rows: rows.rows,
-            width: rows.width,
-            start: rows.data_mut().as_mut_ptr(),
-        }
-    }
-
-    /// Some columns of a row.
-    ///
-    /// # Safety
-    /// No other task touches these columns, and the rows live.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the pointer is the shared thing, each slice of it is disjoint"
-    )]
-    unsafe fn columns(&self, row: usize, columns: std::ops::Range<usize>) -> &mut [f32] {
-        assert!(
-            row < self.rows && columns.end <= self.width,
-            "inside the output"
-        );
-        // SAFETY: in bounds by the assertion, disjoint by the caller's contract.
-        unsafe {
-            let start = self.start.add(row * self.width + columns.start);
-            std::slice::from_raw_parts_mut(start, columns.len())
-        }
     }
 }
 
@@ -136,8 +96,9 @@ impl Task for Finish<'_> {
             match self.activation {
                 Activation::None => {}
                 Activation::GeluTanh => {
-                    for value in row {
-                        *value = gelu_tanh(*value);
+                    for half in row.chunks_exact_mut(LANES) {
+                        // SAFETY: a half of a row is a vector; the instruction set is there by the task's contract.
+                        unsafe { gelu_tanh(L::load(half.as_ptr())).store(half.as_mut_ptr()) };
                     }
                 }
                 Activation::GeluErf => {
@@ -153,13 +114,18 @@ impl Task for Finish<'_> {
 /// `silu(gate) * up`, the gates in the first half of a row and the products put there.
 struct Gate<'a>(&'a mut [[f32; PANEL_COLUMNS]]);
 
+/// A half of a row is one vector.
+const _: () = assert!(PAIRED_COLUMNS == LANES && PANEL_COLUMNS == 2 * LANES);
+
 impl Task for Gate<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         for row in self.0 {
-            let (gate, up) = row.split_at_mut(PAIRED_COLUMNS);
-            for (gate, up) in gate.iter_mut().zip(up) {
-                *gate = silu(*gate) * *up;
+            let row = row.as_mut_ptr();
+            // SAFETY: a row is two vectors; the instruction set is there by the task's contract.
+            unsafe {
+                let up = L::load(row.add(LANES));
+                silu(L::load(row)).mul(up).store(row);
             }
         }
     }
@@ -168,7 +134,7 @@ impl Task for Gate<'_> {
 /// A tile written to its place in rows of f32, or added to what is there.
 struct Store<'a> {
     tile: &'a [[f32; PANEL_COLUMNS]],
-    outputs: std::ops::Range<usize>,
+    outputs: Range<usize>,
     row: usize,
     output: Output,
     add: bool,
@@ -181,68 +147,124 @@ impl Task for Store<'_> {
             // SAFETY: a tile's rows and columns are its own.
             let to = unsafe { self.output.columns(self.row + i, self.outputs.clone()) };
             // A whole panel's width is known here, which makes it vector code without a remainder.
-            if let (Ok(to), true) = (<&mut [f32; PANEL_COLUMNS]>::try_from(&mut *to), self.add) {
-                for (to, value) in to.iter_mut().zip(values) {
-                    *to += value;
+            match (<&mut [f32; PANEL_COLUMNS]>::try_from(&mut *to), self.add) {
+                (Ok(to), true) => {
+                    for (to, value) in to.iter_mut().zip(values) {
+                        *to += value;
+                    }
                 }
-            } else if self.add {
-                for (to, value) in to.iter_mut().zip(values) {
-                    *to += value;
+                (Ok(to), false) => *to = *values,
+                (Err(_), true) => {
+                    for (to, value) in to.iter_mut().zip(values) {
+                        *to += value;
+                    }
                 }
-            } else {
-                to.copy_from_slice(&values[..to.len()]);
+                (Err(_), false) => to.copy_from_slice(&values[..to.len()]),
             }
         }
     }
 }
 
-/// Multiplies and hands over each finished tile with the outputs it holds.
-fn finished(
+/// What is done with a product before it is written.
+#[derive(Clone, Copy)]
+enum Finishing {
+    /// An activation.
+    Of(Activation),
+    /// The gates of a SwiGLU are applied to what stands beside them.
+    Gated,
+}
+
+/// Where a product goes.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Over what is there.
+    Rows(Output),
+    /// Added to what is there.
+    Residual(Output),
+    /// Rounded, for the next layer.
+    Operand(Writer),
+}
+
+/// A linear layer's end: bias, activation or gate, and the way out.
+struct Ending<'a> {
+    host: Host,
+    weights: &'a Panels,
+    /// `[out]`, or empty.
+    bias: &'a [f32],
+    finishing: Finishing,
+    place: Place,
+}
+
+impl Sink for Ending<'_> {
+    fn fetch(&self, rows: Range<usize>, panel: usize) {
+        let outputs = self.weights.outputs(panel);
+        match self.place {
+            Place::Rows(output) | Place::Residual(output) => output.fetch(rows, outputs),
+            Place::Operand(writer) => writer.fetch(rows, outputs),
+        }
+    }
+
+    fn take(&self, tile: Tile<'_>) {
+        let (simd, outputs) = (self.host.simd, self.weights.outputs(tile.panel));
+        match self.finishing {
+            Finishing::Gated => simd.run(Gate(&mut *tile.rows)),
+            Finishing::Of(Activation::None) if self.bias.is_empty() => {}
+            Finishing::Of(activation) => simd.run(Finish {
+                rows: &mut *tile.rows,
+                bias: self.bias.get(outputs.clone()).unwrap_or_default(),
+                activation,
+            }),
+        }
+        let (output, add) = match self.place {
+            Place::Rows(output) => (output, false),
+            Place::Residual(output) => (output, true),
+            Place::Operand(writer) => {
+                let place = (tile.row, outputs.start);
+                // SAFETY: a tile's rows and columns are its own; the operand it comes from is cut into rows as this one is.
+                unsafe { writer.write_tile(simd, place, tile.rows, outputs.len()) };
+                return;
+            }
+        };
+        simd.run(Store {
+            tile: tile.rows,
+            outputs,
+            row: tile.row,
+            output,
+            add,
+        });
+    }
+}
+
+/// Multiplies packed rows by a layer's weights, and finishes and places what comes of it.
+fn run(
     host: Host,
     x: &Operand,
     linear: &Linear,
-    activation: Activation,
-    put: impl Fn(Tile<'_>, std::ops::Range<usize>) + Sync,
+    (finishing, place): (Finishing, Place),
 ) -> Result<()> {
     let weights = panels(linear)?;
     with_bias(linear, |bias| {
-        product(host.simd, x, weights, |tile| {
-            let outputs = weights.outputs(tile.panel);
-            if !bias.is_empty() || activation != Activation::None {
-                host.simd.run(Finish {
-                    rows: &mut *tile.rows,
-                    bias: bias.get(outputs.clone()).unwrap_or_default(),
-                    activation,
-                });
-            }
-            put(tile, outputs);
-        });
+        let ending = Ending {
+            host,
+            weights,
+            bias,
+            finishing,
+            place,
+        };
+        product(host.simd, x, weights, &ending);
     })
 }
 
-/// Writes a finished tile, or adds it.
-fn store(
-    simd: Simd,
-    tile: Tile<'_>,
-    outputs: std::ops::Range<usize>,
-    (output, add): (Output, bool),
-) {
-    simd.run(Store {
-        tile: tile.rows,
-        outputs,
-        row: tile.row,
-        output,
-        add,
-    });
-}
-
 /// `activation(x W^T + b)` of packed rows.
-fn apply(host: Host, x: &Operand, linear: &Linear, activation: Activation) -> Result<HostRows> {
-    let mut out = HostRows::stale(x.rows, panels(linear)?.columns);
-    let output = Output::of(&mut out);
-    finished(host, x, linear, activation, |tile, outputs| {
-        store(host.simd, tile, outputs, (output, false));
-    })?;
+fn apply(host: Host, x: &Operand, linear: &Linear, finishing: Finishing) -> Result<HostRows> {
+    let width = panels(linear)?.columns;
+    let mut out = HostRows::stale(x.rows, width);
+    run(
+        host,
+        x,
+        linear,
+        (finishing, Place::Rows(Output::of(out.data_mut(), width))),
+    )?;
     Ok(out)
 }
 
@@ -251,10 +273,9 @@ fn apply_add(host: Host, x: &Operand, linear: &Linear, out: &mut HostRows) -> Re
     if (out.rows, out.width) != (x.rows, panels(linear)?.columns) {
         bail!("a residual of another shape than the product")
     }
-    let output = Output::of(out);
-    finished(host, x, linear, Activation::None, |tile, outputs| {
-        store(host.simd, tile, outputs, (output, true));
-    })
+    let width = out.width;
+    let place = Place::Residual(Output::of(out.data_mut(), width));
+    run(host, x, linear, (Finishing::Of(Activation::None), place))
 }
 
 pub(in crate::kernels) fn linear(
@@ -263,7 +284,8 @@ pub(in crate::kernels) fn linear(
     linear: &Linear,
     activation: Activation,
 ) -> Result<HostRows> {
-    apply(host, &host.packed(x, panels(linear)?), linear, activation)
+    let operand = host.packed(x, panels(linear)?);
+    apply(host, &operand, linear, Finishing::Of(activation))
 }
 
 pub(in crate::kernels) fn linear_add(
@@ -287,7 +309,7 @@ pub(in crate::kernels) fn norm_linear(
     let operand = host.normed(x, norm, panels(first)?)?;
     linears
         .iter()
-        .map(|linear| apply(host, &operand, linear, Activation::None))
+        .map(|linear| apply(host, &operand, linear, Finishing::Of(Activation::None)))
         .collect()
 }
 
@@ -300,11 +322,8 @@ pub(in crate::kernels) fn mlp(
     activation: Activation,
 ) -> Result<()> {
     let operand = host.normed(x, norm, panels(fc1)?)?;
-    let inner = activated(host, (&operand, fc1), panels(fc2)?, |store| {
-        finished(host, &operand, fc1, activation, |tile, outputs| {
-            store(tile, outputs)
-        })
-    })?;
+    let finishing = Finishing::Of(activation);
+    let inner = activated(host, (&operand, fc1), finishing, panels(fc2)?)?;
     apply_add(host, &inner, fc2, x)
 }
 
@@ -316,47 +335,26 @@ pub(in crate::kernels) fn gated_mlp(
     mlp: &GatedMlp,
 ) -> Result<()> {
     let operand = host.normed(x, norm, panels(&mlp.gate_up)?)?;
-    let inner = activated(
-        host,
-        (&operand, &mlp.gate_up),
-        panels(&mlp.down)?,
-        |store| {
-            finished(
-                host,
-                &operand,
-                &mlp.gate_up,
-                Activation::None,
-                |tile, outputs| {
-                    host.simd.run(Gate(&mut *tile.rows));
-                    store(tile, outputs);
-                },
-            )
-        },
-    )?;
+    let (gate_up, down) = (&mlp.gate_up, panels(&mlp.down)?);
+    let inner = activated(host, (&operand, gate_up), Finishing::Gated, down)?;
     apply_add(host, &inner, &mlp.down, x)
 }
 
-/// What a layer makes of `x`, packed for the layer after it. `run` is given what stores a tile.
+/// What a layer makes of `x`, packed for the layer after it.
 ///
 /// In int8 the scale of a row is known only when the whole row is, so there the rows are kept in f32 in between.
 fn activated(
     host: Host,
     (x, linear): (&Operand, &Linear),
+    finishing: Finishing,
     next: &Panels,
-    run: impl FnOnce(&(dyn Fn(Tile<'_>, std::ops::Range<usize>) + Sync)) -> Result<()>,
 ) -> Result<Operand> {
     if host.rounding(next.format).format() == Format::Int8 {
-        let mut rows = HostRows::stale(x.rows, panels(linear)?.columns);
-        let output = Output::of(&mut rows);
-        run(&|tile, outputs| store(host.simd, tile, outputs, (output, false)))?;
+        let rows = apply(host, x, linear, finishing)?;
         return Ok(host.packed(&rows, next));
     }
     let mut operand = host.operand(x.rows, next);
-    let writer = operand.writer();
-    run(&|tile, outputs| {
-        let place = (tile.row, outputs.start);
-        // SAFETY: a tile's rows and columns are its own; the operand it comes from is cut into rows as this one is.
-        unsafe { writer.write_tile(host.simd, place, tile.rows, outputs.len()) };
-    })?;
+    let place = Place::Operand(operand.writer());
+    run(host, x, linear, (finishing, place))?;
     Ok(operand)
 }

@@ -12,6 +12,7 @@ mod key_panels;
 mod lanes;
 mod layers;
 mod operand;
+mod output;
 pub(crate) mod panels;
 mod product;
 mod rounding;

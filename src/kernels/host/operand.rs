@@ -1,9 +1,12 @@
 //! The left side of a product: rows of activations, rounded to a format and laid out for the tiles.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, int8_scale};
+use super::lanes::fetch;
 pub(crate) use super::rounding::Rounding;
 use super::rounding::{Largest, RoundRows};
 use super::simd::Simd;
@@ -106,6 +109,18 @@ impl Operand {
         }
     }
 
+    /// Fills all rows: `row(i)` is row `i`, `[depth]`.
+    pub(crate) fn copy<'a>(&mut self, simd: Simd, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        let (rows, height) = (self.rows, self.height);
+        let writer = self.writer();
+        (0..rows.div_ceil(height)).into_par_iter().for_each(|tile| {
+            for i in tile * height..rows.min((tile + 1) * height) {
+                // SAFETY: this task alone has the rows of this tile.
+                unsafe { writer.write_row(simd, i, row(i)) };
+            }
+        });
+    }
+
     /// Fills all rows: `row(i, out)` writes row `i` into `out`, `[depth]`.
     pub(crate) fn fill(&mut self, simd: Simd, row: impl Fn(usize, &mut [f32]) + Sync) {
         let (rows, depth, height) = (self.rows, self.depth, self.height);
@@ -163,6 +178,17 @@ impl Writer {
         let rows = std::slice::from_ref(&values);
         // SAFETY: the caller's contract.
         unsafe { self.round(simd, (row, 0), rows, inverse_scale) };
+    }
+
+    /// Fetches what [`Writer::write_tile`] will write: columns of rows of one tile.
+    pub(crate) fn fetch(&self, rows: Range<usize>, columns: Range<usize>) {
+        let block_numbers = self.rounding.format().group() * BLOCK_GROUPS;
+        let (tile, first_row) = (rows.start / self.height, rows.start % self.height);
+        for block in columns.start / block_numbers..columns.end.div_ceil(block_numbers) {
+            let row = (tile * self.blocks + block) * self.height + first_row;
+            let start = self.data.wrapping_add(row * BLOCK_GROUPS);
+            fetch(start.cast(), rows.len() * BLOCK_GROUPS * size_of::<u32>());
+        }
     }
 
     /// Writes the columns `column..column + width` of rows, the first `width` of each array; not in int8. They are rows of one

@@ -10,7 +10,7 @@ use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
 use super::operand::{Operand, Rounding};
 use super::panels::Panels;
 use super::simd::Simd;
-use super::tile::{self, Multiply, PRODUCTS, Pair, Products};
+use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products};
 
 /// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
 const TASK_PANEL_BYTES: usize = 768 << 10;
@@ -20,9 +20,6 @@ const PIECE_BLOCKS: usize = 64;
 
 /// Rows of a task whose depth is cut: their unfinished products wait in the second cache.
 const PIECEWISE_ROWS: usize = 512;
-
-/// Words of a later tile that are fetched with each block.
-const FETCHED_WORDS: usize = 64;
 
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
@@ -40,13 +37,17 @@ pub(crate) struct Tile<'a> {
     pub(crate) rows: &'a mut [[f32; PANEL_COLUMNS]],
 }
 
-/// `finish(tile)` for every tile of `rows` times `panels`, from several threads.
-pub(crate) fn product(
-    simd: Simd,
-    rows: &Operand,
-    panels: &Panels,
-    finish: impl Fn(Tile<'_>) + Sync,
-) {
+/// What becomes of the tiles of a product. Several threads call it, each for its own tiles.
+pub(crate) trait Sink: Sync {
+    /// Fetches what a tile of these rows and this panel will be written to: it is about to be multiplied.
+    fn fetch(&self, rows: Range<usize>, panel: usize);
+
+    /// Takes a finished tile.
+    fn take(&self, tile: Tile<'_>);
+}
+
+/// Multiplies `rows` by `panels`, and hands each tile of the result to `sink`.
+pub(crate) fn product(simd: Simd, rows: &Operand, panels: &Panels, sink: &impl Sink) {
     assert_eq!(
         rows.depth, panels.depth,
         "rows and weights are equally deep"
@@ -72,7 +73,7 @@ pub(crate) fn product(
         .for_each(|task| {
             let (columns, row_tiles) = tasks.ranges(task, rows.tiles(), panels.panels());
             tile::enter(simd);
-            shared.run(columns, row_tiles, &finish);
+            shared.run(columns, row_tiles, sink);
             tile::leave(simd);
         });
 }
@@ -88,12 +89,7 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    fn run(
-        &self,
-        columns: Range<usize>,
-        row_tiles: Range<usize>,
-        finish: &(impl Fn(Tile<'_>) + Sync),
-    ) {
+    fn run(&self, columns: Range<usize>, row_tiles: Range<usize>, sink: &impl Sink) {
         // The rows of the next tile, or those of the first, which the next piece begins with.
         let ahead = |tile: usize| {
             if tile + 1 < row_tiles.end {
@@ -106,13 +102,14 @@ impl Shared<'_> {
             let mut products = Products::ZERO;
             for row_tile in row_tiles.clone() {
                 for panel in columns.clone() {
+                    sink.fetch(self.rows_of(row_tile), panel);
                     self.multiply(
                         (row_tile, ahead(row_tile)),
                         (panel, panel - columns.start),
                         0,
                         &mut products,
                     );
-                    self.finish(row_tile, panel, &mut products, finish);
+                    self.finish(row_tile, panel, &mut products, sink);
                 }
             }
             return;
@@ -123,14 +120,18 @@ impl Shared<'_> {
             let mut products = waiting.iter_mut();
             for row_tile in row_tiles.clone() {
                 for (panel, products) in columns.clone().zip(products.by_ref()) {
+                    let is_last = piece + 1 == self.pieces;
+                    if is_last {
+                        sink.fetch(self.rows_of(row_tile), panel);
+                    }
                     self.multiply(
                         (row_tile, ahead(row_tile)),
                         (panel, panel - columns.start),
                         piece,
                         products,
                     );
-                    if piece + 1 == self.pieces {
-                        self.finish(row_tile, panel, products, finish);
+                    if is_last {
+                        self.finish(row_tile, panel, products, sink);
                     }
                 }
             }
@@ -138,10 +139,9 @@ impl Shared<'_> {
     }
 
     /// Rows of a tile that count.
-    fn count(&self, row_tile: usize) -> usize {
-        self.rows
-            .height
-            .min(self.rows.rows - row_tile * self.rows.height)
+    fn rows_of(&self, row_tile: usize) -> Range<usize> {
+        let first = row_tile * self.rows.height;
+        first..self.rows.rows.min(first + self.rows.height)
     }
 
     /// Multiplies a piece of a row tile by one of a panel, the `turn`-th of the task, while the tile that comes after is fetched.
@@ -167,7 +167,7 @@ impl Shared<'_> {
                     .add(start * BLOCK_GROUPS * PANEL_COLUMNS),
                 blocks: end - start,
                 height: rows.height,
-                count: self.count(row_tile),
+                count: self.rows_of(row_tile).len(),
                 ahead: rows
                     .tile(next_tile)
                     .wrapping_add(start * row_words + fetched),
@@ -177,25 +177,19 @@ impl Shared<'_> {
         }
     }
 
-    fn finish(
-        &self,
-        row_tile: usize,
-        panel: usize,
-        products: &mut Products,
-        finish: &(impl Fn(Tile<'_>) + Sync),
-    ) {
-        let (row, count) = (row_tile * self.rows.height, self.count(row_tile));
-        let products = &mut products.0[..count];
+    fn finish(&self, row_tile: usize, panel: usize, products: &mut Products, sink: &impl Sink) {
+        let rows = self.rows_of(row_tile);
+        let products = &mut products.0[..rows.len()];
         if self.panels.format == Format::Int8 {
             self.simd.run(Scale {
                 products,
-                rows: &self.rows.scales()[row..row + count],
+                rows: &self.rows.scales()[rows.clone()],
                 columns: self.panels.scales(panel),
                 offset: self.rows.rounding == Rounding::OffsetInt8,
             });
         }
-        finish(Tile {
-            row,
+        sink.take(Tile {
+            row: rows.start,
             panel,
             rows: products,
         });

@@ -1,12 +1,15 @@
-//! The softmax of attention, online: a block of scores at a time, under the largest score so far.
+//! The softmax of attention, online: a block of scores at a time, under a bound of the largest score so far.
+//!
+//! Scores are taken to base 2, and the bound is the largest of them rounded up to an integer. So what was summed under an earlier
+//! bound is brought under a later one by a power of two, which loses nothing, and seldom has to be.
 
-use super::activation::exp;
+use super::activation::{LONG_EXP2, SHORT_EXP2, exp2};
 use super::format::{BLOCK_GROUPS, PANEL_COLUMNS};
-use super::lanes::{LANES, Lanes, Task, exp_of_negative};
+use super::lanes::{LANES, Lanes, Task};
 use super::tile::Products;
 
 /// Keys a block of scores covers.
-pub(crate) const KEYS: usize = 256;
+pub(crate) const KEYS: usize = 512;
 /// Panels of a block of scores.
 pub(crate) const KEY_PANELS: usize = KEYS / PANEL_COLUMNS;
 
@@ -20,12 +23,13 @@ pub(crate) struct SoftmaxTile<'a> {
     pub(crate) seen: &'a [usize],
     /// Keys any row of the tile sees: so many probabilities are written, those of keys a row does not see being zero.
     pub(crate) written: usize,
+    /// What makes a product a score, to base e.
     pub(crate) scale: f32,
-    /// The largest score so far of each row.
+    /// The largest score so far of each row, to base 2 and rounded up; minus infinity before the first.
     pub(crate) largest: &'a mut [f32],
     /// The sum of the probabilities so far of each row.
     pub(crate) total: &'a mut [f32],
-    /// Probabilities times values so far, a panel of values each; brought, like the total, under the new largest score.
+    /// Probabilities times values so far, a panel of values each; brought, like the total, under the new bound.
     pub(crate) sums: &'a mut [Products],
     pub(crate) bf16: bool,
     /// Where the probabilities go, and the words from one block of a row to its next.
@@ -42,13 +46,20 @@ impl Task for SoftmaxTile<'_> {
                 row,
                 seen,
                 written: self.written,
-                scale: self.scale,
+                scale: self.scale * std::f32::consts::LOG2_E,
                 bf16: self.bf16,
                 to: (start.wrapping_add(row * BLOCK_GROUPS), step),
             };
             // SAFETY: the instruction set, by the task's contract.
-            let rescale =
-                unsafe { softmax.run::<L>((&mut self.largest[row], &mut self.total[row])) };
+            let rescale = unsafe {
+                let so_far = (&mut self.largest[row], &mut self.total[row]);
+                if self.bf16 {
+                    // What is rounded to eight bits need not be closer.
+                    softmax.run::<L, 5>(&SHORT_EXP2, so_far)
+                } else {
+                    softmax.run::<L, 7>(&LONG_EXP2, so_far)
+                }
+            };
             if rescale != 1.0 {
                 for sums in &mut *self.sums {
                     for sum in &mut sums.0[row] {
@@ -106,7 +117,11 @@ impl SoftmaxRow<'_> {
     /// # Safety
     /// The instruction set of `L`.
     #[inline(always)]
-    unsafe fn run<L: Lanes>(&self, (largest_so_far, total_so_far): (&mut f32, &mut f32)) -> f32 {
+    unsafe fn run<L: Lanes, const TERMS: usize>(
+        &self,
+        polynomial: &[f32; TERMS],
+        (largest_so_far, total_so_far): (&mut f32, &mut f32),
+    ) -> f32 {
         let (whole, some) = (
             self.seen / PANEL_COLUMNS,
             !self.seen.is_multiple_of(PANEL_COLUMNS),
@@ -125,14 +140,14 @@ impl SoftmaxRow<'_> {
                 highest[1] = highest[1].max(L::load(scores.as_ptr().add(LANES)));
             }
             let largest = highest[0].max(highest[1]).largest();
-            let largest = largest_so_far.max(largest * self.scale);
+            let largest = largest_so_far.max((largest * self.scale).ceil());
             let (scale, minus_largest) = (L::splat(self.scale), L::splat(-largest));
             let mut total = [L::zero(); 2];
             for (panel, scores) in self.scores[..whole].iter().enumerate() {
                 let scores = scores.0[self.row].as_ptr();
                 let low = L::load(scores).mul_add(scale, minus_largest);
                 let high = L::load(scores.add(LANES)).mul_add(scale, minus_largest);
-                let (low, high) = (exp_of_negative(low), exp_of_negative(high));
+                let (low, high) = (exp2(low, polynomial), exp2(high, polynomial));
                 total[0] = total[0].add(low);
                 total[1] = total[1].add(high);
                 self.write(panel, [low, high]);
@@ -141,7 +156,7 @@ impl SoftmaxRow<'_> {
                 let mut scores = self.scores(whole);
                 for half in [0, LANES] {
                     let to = scores.as_mut_ptr().add(half);
-                    exp_of_negative(L::load(to).mul_add(scale, minus_largest)).store(to);
+                    exp2(L::load(to).mul_add(scale, minus_largest), polynomial).store(to);
                 }
                 // What the function leaves of minus infinity is small but not nothing.
                 scores[self.seen % PANEL_COLUMNS..].fill(0.0);
@@ -158,7 +173,7 @@ impl SoftmaxRow<'_> {
             }
             // Before the first block there is nothing to rescale.
             let rescale = if largest_so_far.is_finite() && *largest_so_far != largest {
-                exp(*largest_so_far - largest)
+                (*largest_so_far - largest).exp2()
             } else {
                 1.0
             };

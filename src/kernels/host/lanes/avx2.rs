@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{EXPONENT, LANES, Lanes, Portable, SECOND};
+use super::{LANES, Lanes, Portable, SECOND};
 
 /// Two AVX2 registers.
 #[derive(Clone, Copy)]
@@ -84,6 +84,34 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            Avx2(
+                _mm256_sub_ps(self.0, other.0),
+                _mm256_sub_ps(self.1, other.1),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn reciprocal(self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            let one = _mm256_set1_ps(1.0);
+            Avx2(_mm256_div_ps(one, self.0), _mm256_div_ps(one, self.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: AVX2 is there, by the trait's contract.
+        unsafe {
+            Avx2(
+                _mm256_min_ps(self.0, other.0),
+                _mm256_min_ps(self.1, other.1),
+            )
+        }
+    }
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         // SAFETY: AVX2 is there, by the trait's contract.
         unsafe {
@@ -94,16 +122,14 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn power_of_two(self) -> Self {
+    unsafe fn times_power_of_two(self, shifted: Self) -> Self {
         // SAFETY: AVX2 is there, by the trait's contract.
         unsafe {
-            let exponent = _mm256_set1_epi32(EXPONENT as i32);
-            let low = _mm256_add_epi32(_mm256_castps_si256(self.0), exponent);
-            let high = _mm256_add_epi32(_mm256_castps_si256(self.1), exponent);
-            Avx2(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
-            )
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.1));
+            let low = _mm256_add_epi32(_mm256_castps_si256(self.0), low);
+            let high = _mm256_add_epi32(_mm256_castps_si256(self.1), high);
+            Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{EXPONENT, HALF, Lanes, SECOND};
+use super::{HALF, Lanes, SECOND};
 
 /// The odd elements of 64.
 #[repr(C, align(64))]
@@ -78,19 +78,37 @@ impl Lanes for Avx512 {
         unsafe { Avx512(_mm512_mul_ps(self.0, other.0)) }
     }
     #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe { Avx512(_mm512_sub_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    unsafe fn reciprocal(self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe {
+            // Fourteen bits, and one step of Newton's method doubles them; a third of the time of a division.
+            let near = _mm512_rcp14_ps(self.0);
+            let rest = _mm512_fnmadd_ps(self.0, near, _mm512_set1_ps(1.0));
+            Avx512(_mm512_fmadd_ps(near, rest, near))
+        }
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: AVX-512 is there, by the trait's contract.
+        unsafe { Avx512(_mm512_min_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         // SAFETY: AVX-512 is there, by the trait's contract.
         unsafe { Avx512(_mm512_max_ps(self.0, other.0)) }
     }
     #[inline(always)]
-    unsafe fn power_of_two(self) -> Self {
+    unsafe fn times_power_of_two(self, shifted: Self) -> Self {
         // SAFETY: AVX-512 is there, by the trait's contract.
         unsafe {
-            let bits = _mm512_add_epi32(
-                _mm512_castps_si512(self.0),
-                _mm512_set1_epi32(EXPONENT as i32),
-            );
-            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(bits)))
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted.0));
+            let bits = _mm512_add_epi32(_mm512_castps_si512(self.0), exponent);
+            Avx512(_mm512_castsi512_ps(bits))
         }
     }
     #[inline(always)]

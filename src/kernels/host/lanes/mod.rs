@@ -17,11 +17,8 @@ pub(crate) use avx512::Avx512;
 /// Lanes of one vector.
 pub(crate) const LANES: usize = 16;
 
-/// What makes the bits of `1.5 * 2^23 + n` the biased exponent of `2^n`, once shifted to its place.
-const EXPONENT: u32 = 127_u32.wrapping_sub(TO_INTEGER.to_bits());
-
-/// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
-const TO_INTEGER: f32 = 12_582_912.0;
+/// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum, above nine bits of zero.
+pub(crate) const TO_INTEGER: f32 = 12_582_912.0;
 
 /// Half of what a bf16 does not keep of an f32.
 const HALF: u32 = 0x8000;
@@ -55,10 +52,16 @@ pub(crate) trait Lanes: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// `self * other`.
     unsafe fn mul(self, other: Self) -> Self;
-    /// The larger of each pair of lanes.
+    /// `self - other`.
+    unsafe fn sub(self, other: Self) -> Self;
+    /// `1 / self`, for what is neither subnormal nor has a subnormal reciprocal.
+    unsafe fn reciprocal(self) -> Self;
+    /// The larger of each pair of lanes; `other` where `self` is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// `2^n` for `self = 1.5 * 2^23 + n`, -127 < n < 128: the sum's low bits are the integer.
-    unsafe fn power_of_two(self) -> Self;
+    /// The smaller of each pair of lanes; `other` where `self` is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// `self * 2^n` for `shifted = 1.5 * 2^23 + n`, whose low bits are the integer. Neither side of it may be subnormal.
+    unsafe fn times_power_of_two(self, shifted: Self) -> Self;
     /// Writes 32 bf16, `self` before `other`, rounded to nearest, ties away from zero. None is NaN or infinite.
     unsafe fn store_bf16(self, other: Self, to: *mut u16);
     /// The largest of all lanes.
@@ -120,15 +123,27 @@ impl Lanes for Portable {
         Portable(std::array::from_fn(|lane| self.0[lane] * other.0[lane]))
     }
     #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Portable(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+    }
+    #[inline(always)]
+    unsafe fn reciprocal(self) -> Self {
+        Portable(self.0.map(|lane| 1.0 / lane))
+    }
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         Portable(std::array::from_fn(|lane| self.0[lane].max(other.0[lane])))
     }
     #[inline(always)]
-    unsafe fn power_of_two(self) -> Self {
-        Portable(
-            self.0
-                .map(|lane| f32::from_bits(lane.to_bits().wrapping_add(EXPONENT) << 23)),
-        )
+    unsafe fn min(self, other: Self) -> Self {
+        Portable(std::array::from_fn(|lane| self.0[lane].min(other.0[lane])))
+    }
+    #[inline(always)]
+    unsafe fn times_power_of_two(self, shifted: Self) -> Self {
+        Portable(std::array::from_fn(|lane| {
+            let exponent = shifted.0[lane].to_bits() << 23;
+            f32::from_bits(self.0[lane].to_bits().wrapping_add(exponent))
+        }))
     }
     #[inline(always)]
     unsafe fn store_bf16(self, other: Self, to: *mut u16) {
@@ -166,28 +181,19 @@ pub(crate) trait Task {
     unsafe fn run<L: Lanes>(self);
 }
 
-/// `e^x` of sixteen lanes for x <= 0, to 3 ulp; below -87 what is left is below 1.3e-38.
-///
-/// # Safety
-/// The instruction set of `L`.
-///
-/// # Source
-/// As [`crate::kernels::host::activation::exp`], with the Taylor series to degree 6: its remainder on |r| <= ln 2 / 2 is below 1.3e-7.
+/// Asks for memory that will be read or written soon; where there is no such instruction it does nothing. Any address will do.
 #[inline(always)]
-pub(crate) unsafe fn exp_of_negative<L: Lanes>(x: L) -> L {
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // SAFETY: the caller's contract.
-    unsafe {
-        let x = x.max(L::splat(-87.3));
-        let shifted = x.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(TO_INTEGER));
-        let n = shifted.add(L::splat(-TO_INTEGER));
-        let r = n.mul_add(L::splat(-LN_2_HIGH), x);
-        let r = n.mul_add(L::splat(-LN_2_LOW), r);
-        let mut p = L::splat(1.0 / 720.0);
-        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = p.mul_add(r, L::splat(c));
+pub(crate) fn fetch(start: *const u8, bytes: usize) {
+    /// Bytes of a line of the caches.
+    const LINE: usize = 64;
+    for offset in (0..bytes).step_by(LINE) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of x86-64, and what cannot be fetched is ignored.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset).cast());
         }
-        p.mul(shifted.power_of_two())
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = start.wrapping_add(offset);
     }
 }

@@ -87,20 +87,6 @@ macro_rules! whole {
     };
 }
 
-/// The same where rows and panel are in the caches, and fetching would only be in the way.
-macro_rules! near {
-    ($multiply:literal) => {
-        concat!(
-            half!($multiply),
-            "tileloadd tmm5, [{x} + {row} + 1024]\n",
-            $multiply,
-            " tmm2, tmm5, tmm6\n",
-            $multiply,
-            " tmm3, tmm5, tmm7\n",
-        )
-    };
-}
-
 /// The same for sixteen rows at most.
 macro_rules! half {
     ($multiply:literal) => {
@@ -167,12 +153,11 @@ pub(super) unsafe fn multiply<const INT8: bool>(pair: Pair, to: *mut f32) {
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack, nomem),
             );
         }
-        match (INT8, tall, pair.ahead.is_null()) {
-            (false, true, false) => blocks!(whole!("tdpbf16ps"), pair, pair.rows),
-            (false, true, true) => blocks!(near!("tdpbf16ps"), pair, pair.rows),
-            (false, false, _) => blocks!(half!("tdpbf16ps"), pair, pair.rows),
-            (true, true, _) => blocks!(whole!("tdpbssd"), pair, pair.rows),
-            (true, false, _) => blocks!(half!("tdpbssd"), pair, pair.rows),
+        match (INT8, tall) {
+            (false, true) => blocks!(whole!("tdpbf16ps"), pair, pair.rows),
+            (false, false) => blocks!(half!("tdpbf16ps"), pair, pair.rows),
+            (true, true) => blocks!(whole!("tdpbssd"), pair, pair.rows),
+            (true, false) => blocks!(half!("tdpbssd"), pair, pair.rows),
         }
         asm!(
             "tilestored [{to} + {stride}], tmm0",

@@ -14,6 +14,9 @@ use super::format::{Format, PANEL_COLUMNS};
 use super::operand::MAX_HEIGHT;
 use super::simd::Simd;
 
+/// Words of [`Pair::ahead`] that are fetched with each block: an eighth of a panel's.
+pub(crate) const FETCHED_WORDS: usize = 64;
+
 /// A tile's products, `[height][32]`: f32, or for int8 sides i32 in the same bits.
 #[repr(C, align(64))]
 pub(crate) struct Products(pub(crate) [[f32; PANEL_COLUMNS]; MAX_HEIGHT]);
@@ -50,8 +53,8 @@ pub(crate) struct Pair {
     pub(crate) height: usize,
     /// Rows that count; the others' products are garbage.
     pub(crate) count: usize,
-    /// Rows that a later tile needs: fetched into the second cache meanwhile, 256 bytes a block, as are later parts of the panel
-    /// into the first. Null where all is near.
+    /// What a later tile needs: fetched into the second cache meanwhile, [`FETCHED_WORDS`] a block, as are later parts of the panel
+    /// into the first. Any address will do.
     pub(crate) ahead: *const u32,
     /// Whether the products are added to what is there: a depth cut in pieces gives the bits of the whole, because each sum goes
     /// on where it stopped.
