@@ -73,8 +73,9 @@ pub enum Activation {
 /// 0.9907 to 0.9966, the first four 0.9985. By kind, `down_proj` causes nearly half with a quarter of the work (products of gates
 /// have long tails), q, k and v a quarter with a sixth, gate and up a sixth with half: no kind alone is worth as much.
 ///
-/// A scale for a whole row is all int8 has here against outlier channels. Trained weights have such channels, in other layers,
-/// too, and more of them must stay in bf16 where a checkpoint shows it.
+/// Mixing the channels of both sides before they are rounded (`host::mixing`) takes the tails away: 0.9991 for a text, 0.9977 for a
+/// picture (0.9971 without), and with six channels 32 times as large as the rest, as trained weights have them, 0.9995 and 0.9967
+/// where it was 0.949 and 0.970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sensitivity {
     /// In the number format that was asked for.

@@ -11,6 +11,7 @@ pub(crate) mod format;
 mod key_panels;
 mod lanes;
 mod layers;
+mod mixing;
 mod operand;
 mod output;
 pub(crate) mod panels;

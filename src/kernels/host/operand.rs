@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, int8_scale};
 use super::lanes::fetch;
+use super::mixing::Mix;
 pub(crate) use super::rounding::Rounding;
 use super::rounding::{Largest, RoundRows};
 use super::simd::Simd;
@@ -111,6 +112,10 @@ impl Operand {
 
     /// Fills all rows: `row(i)` is row `i`, `[depth]`.
     pub(crate) fn copy<'a>(&mut self, simd: Simd, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        if self.rounding.format() == Format::Int8 {
+            // What is to be mixed is copied first.
+            return self.fill(simd, |i, out| out.copy_from_slice(row(i)));
+        }
         let (rows, height) = (self.rows, self.height);
         let writer = self.writer();
         (0..rows.div_ceil(height)).into_par_iter().for_each(|tile| {
@@ -121,7 +126,7 @@ impl Operand {
         });
     }
 
-    /// Fills all rows: `row(i, out)` writes row `i` into `out`, `[depth]`.
+    /// Fills all rows: `row(i, out)` writes row `i` into `out`, `[depth]`. For int8 the rows are mixed, as weights are.
     pub(crate) fn fill(&mut self, simd: Simd, row: impl Fn(usize, &mut [f32]) + Sync) {
         let (rows, depth, height) = (self.rows, self.depth, self.height);
         let writer = self.writer();
@@ -130,6 +135,9 @@ impl Operand {
             |scratch, tile| {
                 for i in tile * height..rows.min((tile + 1) * height) {
                     row(i, scratch.f32s_mut());
+                    if writer.rounding.format() == Format::Int8 {
+                        simd.run(Mix(scratch.f32s_mut()));
+                    }
                     // SAFETY: this task alone has the rows of this tile.
                     unsafe { writer.write_row(simd, i, scratch.f32s()) };
                 }

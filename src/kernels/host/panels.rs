@@ -11,6 +11,9 @@ use rayon::prelude::*;
 use super::format::{
     BLOCK_GROUPS, Format, PANEL_COLUMNS, bf16_bits, int8, int8_scale, largest_magnitude,
 };
+use super::lanes::{Lanes, Task};
+use super::mixing::{Mix, order};
+use super::simd::Simd;
 use crate::kernels::weight::{HostTensor, WeightDtype};
 
 /// Panels from this size on ask for huge pages: fewer page faults while packing, fewer misses of the TLB while multiplying.
@@ -263,31 +266,78 @@ fn pack_pairs(bytes: &[u8], column: &mut [u32]) {
     }
 }
 
-/// An int8 panel: each column scaled so that its largest magnitude is 127.
+/// An int8 panel: each column mixed, then scaled so that its largest magnitude is 127.
 fn pack_int8<'a>(
     panel: &mut [u32],
     depth: usize,
     row: impl Fn(usize) -> Option<(WeightDtype, &'a [u8])>,
     (scales, offsets): (&mut [f32], &mut [i32]),
 ) {
+    let simd = Simd::detect();
     let mut values = vec![0.0_f32; depth];
-    for column in 0..PANEL_COLUMNS {
+    // Columns one after the other, then all of them sixteen groups at a time, so that what is written stays in the first cache.
+    let mut rounded = vec![0_u8; PANEL_COLUMNS * depth];
+    for (column, rounded) in rounded.chunks_exact_mut(depth).enumerate() {
         let Some((dtype, bytes)) = row(column) else {
             continue;
         };
         for (value, number) in values.iter_mut().zip(dtype.values(bytes)) {
             *value = number;
         }
-        let scale = int8_scale(largest_magnitude(&values));
+        simd.run(Mix(&mut values));
+        let mut scale = 0.0;
         let mut sum = 0;
-        for (group, numbers) in values.chunks(4).enumerate() {
-            let mut four = [0_i8; 4];
-            for (byte, &value) in four.iter_mut().zip(numbers) {
-                *byte = int8(value, 1.0 / scale);
-                sum += i32::from(*byte);
-            }
-            panel[group * PANEL_COLUMNS + column] = u32::from_le_bytes(four.map(|byte| byte as u8));
+        simd.run(RoundColumn {
+            values: &values,
+            to: &mut *rounded,
+            scale: &mut scale,
+            sum: &mut sum,
+        });
+        // What mixing made longer on both sides.
+        (scales[column], offsets[column]) = (scale / order(depth) as f32, 128 * sum);
+    }
+    let width = 4 * BLOCK_GROUPS;
+    for (block, words) in panel
+        .chunks_exact_mut(BLOCK_GROUPS * PANEL_COLUMNS)
+        .enumerate()
+    {
+        let numbers = block * width..depth.min((block + 1) * width);
+        for (column, rounded) in rounded.chunks_exact(depth).enumerate() {
+            pack_fours(&rounded[numbers.clone()], &mut words[column..]);
         }
-        (scales[column], offsets[column]) = (scale, 128 * sum);
+    }
+}
+
+/// int8 numbers, four to a word, a word to each row of the panel.
+fn pack_fours(bytes: &[u8], column: &mut [u32]) {
+    for (four, word) in bytes
+        .chunks(4)
+        .zip(column.iter_mut().step_by(PANEL_COLUMNS))
+    {
+        let mut padded = [0; 4];
+        padded[..four.len()].copy_from_slice(four);
+        *word = u32::from_le_bytes(padded);
+    }
+}
+
+/// A column of weights in int8, with its scale and its sum.
+struct RoundColumn<'a> {
+    values: &'a [f32],
+    to: &'a mut [u8],
+    scale: &'a mut f32,
+    sum: &'a mut i32,
+}
+
+impl Task for RoundColumn<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let scale = int8_scale(largest_magnitude(self.values));
+        let inverse = 1.0 / scale;
+        for (to, &value) in self.to.iter_mut().zip(self.values) {
+            let rounded = int8(value, inverse);
+            *self.sum += i32::from(rounded);
+            *to = rounded as u8;
+        }
+        *self.scale = scale;
     }
 }
