@@ -18,8 +18,9 @@ use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
-use crate::batcher::{Batcher, BatcherError};
+use crate::batcher::{Batcher, BatcherError, ContentKey, Priority, Submission};
 use crate::media::{MediaLoader, MediaSettings, MediaSource};
+use crate::model::Tenant;
 use crate::processor::{Prepared, Processor, PromptPart, TokenCounts};
 use crate::vectors;
 use ingest::{Loaded, prepare};
@@ -41,6 +42,15 @@ pub struct Embedder {
 
 /// What came of one input so far.
 type Outcome<T> = Result<T, ServiceError>;
+
+/// What the queue is told about a request beside its inputs.
+#[derive(Clone, Copy)]
+struct Terms {
+    tenant: Tenant,
+    priority: Option<Priority>,
+    deadline: Instant,
+    partial: bool,
+}
 
 /// A row of the engine, and what is told about its input.
 struct Computed {
@@ -92,6 +102,11 @@ impl Embedder {
         }
     }
 
+    /// The queue before the engine, for those who ask how it is.
+    pub fn batcher(&self) -> &Batcher {
+        &self.batcher
+    }
+
     /// Embeds all inputs of a request.
     ///
     /// # Errors
@@ -109,6 +124,12 @@ impl Embedder {
     async fn embed_all(&self, request: EmbedRequest) -> Result<EmbedResponse, ServiceError> {
         let started = Instant::now();
         let partial = request.partial;
+        let terms = Terms {
+            tenant: request.tenant,
+            priority: request.priority,
+            deadline: started + request.timeout,
+            partial,
+        };
         let places: Vec<String> = request
             .inputs
             .iter()
@@ -127,7 +148,7 @@ impl Embedder {
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
-        let (rows, queue) = self.compute(prepared, &places, partial).await?;
+        let (rows, queue) = self.compute(prepared, &places, terms).await?;
         let timings = Timings {
             media,
             prepare,
@@ -162,16 +183,16 @@ impl Embedder {
     /// nobody a forward pass. Also returns how long the first of its inputs waited.
     async fn compute(
         &self,
-        prepared: Vec<Outcome<Prepared>>,
+        prepared: Vec<Outcome<(Prepared, ContentKey)>>,
         places: &[String],
-        partial: bool,
+        terms: Terms,
     ) -> Result<(Vec<Outcome<Computed>>, Duration), ServiceError> {
-        let mut sequences = Vec::with_capacity(prepared.len());
+        let mut inputs = Vec::with_capacity(prepared.len());
         let facts: Vec<Outcome<(TokenCounts, bool)>> = prepared
             .into_iter()
             .map(|prepared| {
-                let prepared = prepared?;
-                sequences.push(prepared.sequence);
+                let (prepared, key) = prepared?;
+                inputs.push((prepared.sequence, key));
                 Ok((prepared.tokens, prepared.truncated))
             })
             .collect();
@@ -179,7 +200,13 @@ impl Embedder {
             at: None,
             cause: error.into(),
         };
-        let mut pending = self.batcher.submit(sequences).map_err(of_all)?.into_iter();
+        let submission = Submission {
+            inputs,
+            tenant: terms.tenant,
+            priority: terms.priority,
+            deadline: terms.deadline,
+        };
+        let mut pending = self.batcher.submit(submission).map_err(of_all)?.into_iter();
         let mut first_wait = None;
         let mut rows = Vec::with_capacity(facts.len());
         for (facts, at) in facts.into_iter().zip(places) {
@@ -196,10 +223,12 @@ impl Embedder {
             };
             let computed = match computed {
                 Ok(computed) => computed,
-                // Without an engine no input is answered, so this is the fault of none of them.
-                Err(error @ BatcherError::Unavailable) => return Err(of_all(error)),
+                // Without an engine or time no input is answered, so this is the fault of none of them.
+                Err(error @ (BatcherError::Unavailable | BatcherError::Expired)) => {
+                    return Err(of_all(error));
+                }
                 Err(error) => {
-                    rows.push(settle(Err(ServiceError::at(at, error)), partial)?);
+                    rows.push(settle(Err(ServiceError::at(at, error)), terms.partial)?);
                     continue;
                 }
             };
@@ -253,7 +282,7 @@ impl Embedder {
     async fn prepare(
         &self,
         (input, parts): (EmbedInput, Vec<Loaded>),
-    ) -> Result<Prepared, ServiceError> {
+    ) -> Result<(Prepared, ContentKey), ServiceError> {
         let permit = self
             .workers
             .clone()
@@ -263,7 +292,9 @@ impl Embedder {
         let (processor, media) = (self.processor.clone(), self.media.clone());
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            prepare(&processor, &media, input, parts)
+            let prepared = prepare(&processor, &media, input, parts)?;
+            let key = ContentKey::of(&prepared.sequence);
+            Ok((prepared, key))
         })
         .await
         .map_err(|_| ServiceError::worker())?

@@ -16,6 +16,8 @@ use super::fields::Fields;
 use super::options::{self, Encoding, Options};
 use super::response::{self, Envelope};
 use super::{ApiSettings, ApiState, grammar};
+use crate::batcher::BatcherError;
+use crate::model::Tenant;
 use crate::service::{Cause, EmbedRequest, Timings};
 
 /// Bodies above this many bytes are read off the async threads.
@@ -43,6 +45,8 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
+    // `require_key` says whose request it is.
+    let tenant = request.extensions().get().copied().unwrap_or_default();
     let served = state.served()?;
     check_content_type(request.headers())?;
     let most = state.settings.request_timeout;
@@ -66,10 +70,11 @@ pub(super) async fn create(
     } = parse.await??;
     // What the body took is gone.
     request.timeout = allowed.saturating_sub(started.elapsed());
+    request.tenant = tenant;
     served.check_name(options.model.as_deref())?;
     let answer = served.embedder.embed(request).await;
     let answer = answer.map_err(|error| match error.cause {
-        Cause::Deadline(_) => too_late(allowed),
+        Cause::Deadline(_) | Cause::Batcher(BatcherError::Expired) => too_late(allowed),
         _ => error.into(),
     })?;
     let envelope = Envelope {
@@ -160,6 +165,8 @@ fn parse(
         normalize: options.normalize,
         partial: options.partial,
         timeout,
+        tenant: Tenant::default(),
+        priority: options.priority,
     };
     Ok(Parsed {
         request,

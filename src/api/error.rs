@@ -229,9 +229,14 @@ impl From<ServiceError> for ApiError {
         let code = match &error.cause {
             Cause::Media(error) => media_code(error),
             Cause::Processor { error, video } => processor_code(error, *video),
-            Cause::Batcher(BatcherError::Overloaded {
-                retry_after: wait, ..
-            }) => {
+            Cause::Batcher(
+                BatcherError::Overloaded {
+                    retry_after: wait, ..
+                }
+                | BatcherError::TooLate {
+                    retry_after: wait, ..
+                },
+            ) => {
                 retry_after = Some(*wait);
                 ErrorCode::QueueFull
             }
@@ -241,7 +246,9 @@ impl From<ServiceError> for ApiError {
             | Cause::Vector(VectorError::NotFinite)
             | Cause::Worker => ErrorCode::InternalError,
             Cause::Vector(VectorError::Dimensions { .. }) => ErrorCode::InvalidDimensions,
-            Cause::Deadline(_) => ErrorCode::DeadlineExceeded,
+            Cause::Deadline(_) | Cause::Batcher(BatcherError::Expired) => {
+                ErrorCode::DeadlineExceeded
+            }
         };
         if code == ErrorCode::InternalError {
             tracing::error!(error = %error, cause = ?error.cause, "a request failed");

@@ -1,20 +1,42 @@
-//! Which requests share a forward pass.
+//! Which requests share a forward pass, which of them come first, and which are turned away.
 //!
-//! In: the [`Sequence`]s of a request, from anywhere. Out: their pooled rows. Nothing waits for a timer: while the engine computes,
-//! what arrives gathers, and goes as one batch when the engine is free; a batch that cannot grow any more is packed before that.
+//! In: the [`Sequence`]s of a request, from anywhere. Out: their pooled rows. Nothing waits for a timer: while the device computes, what
+//! arrives gathers, and when it is free the next batch is chosen from all of it.
+//!
+//! - Two lanes: work somebody waits for does not stand behind bulk work, which gets a tenth of the device all the same.
+//! - In a lane, tenants take turns (`lane`), so no key's flood delays another's requests by more than its own.
+//! - A pass of bulk work is kept short by what was measured (`cost`), sequence by sequence. One sequence is never split: a single
+//!   very large picture or video keeps the device for as long as it takes.
+//! - The same input twice in flight is computed once.
+//! - The queue is bounded in tokens and bytes, and takes nothing that is not expected to be answered in time (`door`).
+//! - What failed in company is tried once more alone (`settling`).
+//!
+//! All of that is decided by `schedule`, which knows neither threads nor time; `worker` drives it.
 
-mod queue;
+mod content;
+mod cost;
+mod counters;
+mod door;
+mod forming;
+mod lane;
+mod schedule;
+mod settling;
 mod worker;
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use queue::Queue;
+pub use content::ContentKey;
+pub use cost::Cost;
+pub use counters::{Counters, Refused, Waiting};
+use futures_util::FutureExt;
+use schedule::{Entry, Group, Schedule, Ticket};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::engine::{Encoded, Engine, EngineError};
-use crate::model::{PackedBatch, Sequence};
+use crate::engine::{Encoded, Engine, EngineError, Heartbeat};
+use crate::model::{PackedBatch, Sequence, Tenant};
 
 /// How batches are formed and when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +47,12 @@ pub struct BatchPolicy {
     pub max_sequences: usize,
     /// Most tokens waiting; beyond, requests are refused.
     pub max_queue_tokens: usize,
+    /// Most bytes of pixels waiting; beyond, requests with pixels are refused.
+    pub max_queue_bytes: usize,
+    /// Longest pass of bulk work, unless one input or the fixed part of passes makes it longer.
+    pub max_bulk: Duration,
+    /// How long a batch that could still grow waits for company while the device is free.
+    pub max_wait: Duration,
 }
 
 impl Default for BatchPolicy {
@@ -33,28 +61,48 @@ impl Default for BatchPolicy {
             max_tokens: 16_384,
             max_sequences: 256,
             max_queue_tokens: 1_048_576,
+            max_queue_bytes: 2 << 30,
+            max_bulk: Duration::from_millis(50),
+            max_wait: Duration::ZERO,
         }
     }
 }
 
-/// Retry-After while the engine's speed is not known.
-const UNMEASURED_RETRY: Duration = Duration::from_secs(1);
-/// Longest Retry-After: the official SDKs ignore one above 120 s, and a client should ask again long before.
-const MAX_RETRY_SECONDS: f64 = 60.0;
+/// Which lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Somebody waits for the answer.
+    Interactive,
+    /// What matters is that all of it gets done.
+    Bulk,
+}
 
 /// Why a sequence was not computed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum BatcherError {
     /// The queue is full.
-    #[error("{queued_tokens} tokens are waiting, the limit is {limit}")]
+    #[error("{waiting} {unit} wait to be computed, of {limit} that may")]
     Overloaded {
-        /// Tokens that wait.
-        queued_tokens: usize,
+        /// What of.
+        unit: &'static str,
+        /// How much waits.
+        waiting: usize,
         /// The policy's limit.
         limit: usize,
         /// When there may be room.
         retry_after: Duration,
     },
+    /// It would not be computed in the time it has.
+    #[error("what waits to be computed takes longer than the {} ms this request has left", .allowed.as_millis())]
+    TooLate {
+        /// The time it has.
+        allowed: Duration,
+        /// When what is before it will have been computed.
+        retry_after: Duration,
+    },
+    /// Its time was up before its pass began.
+    #[error("the request's time was up before it was computed")]
+    Expired,
     /// The server is stopping.
     #[error("the server is stopping")]
     Draining,
@@ -69,7 +117,7 @@ pub enum BatcherError {
 /// A computed row and what it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// `[hidden_size]`, not normalised.
+    /// `[hidden_size]`, not normalised, finite.
     pub row: Vec<f32>,
     /// How many of its tokens were kept from an earlier pass.
     pub cached_tokens: usize,
@@ -79,86 +127,109 @@ pub struct Embedding {
     pub forward: Duration,
 }
 
+/// The inputs of one request: they enter the queue together or not at all.
+#[derive(Debug)]
+pub struct Submission {
+    /// What to compute, each with [`ContentKey::of`] it.
+    pub inputs: Vec<(Sequence, ContentKey)>,
+    /// Whose they are.
+    pub tenant: Tenant,
+    /// The lane the client asked for; `None`: a lone short text is interactive, anything else bulk.
+    pub priority: Option<Priority>,
+    /// When nobody waits any more.
+    pub deadline: Instant,
+}
+
 type Outcome = Result<Embedding, BatcherError>;
 
-/// A sequence that waits, and who for.
-struct Ticket {
-    sequence: Sequence,
-    since: Instant,
-    reply: oneshot::Sender<Outcome>,
+/// How somebody who waits is told.
+type Reply = oneshot::Sender<Outcome>;
+
+/// A sequence in the queue. Dropping it gives its place up.
+pub struct Pending {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+    answer: oneshot::Receiver<Outcome>,
+    answered: bool,
 }
 
-impl Ticket {
-    /// Whether somebody still waits for the row.
-    fn is_wanted(&self) -> bool {
-        !self.reply.is_closed()
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pending")
+            .field("ticket", &self.ticket)
+            .finish_non_exhaustive()
     }
 }
-
-/// A sequence in the queue. Dropping it takes the sequence out again.
-#[derive(Debug)]
-pub struct Pending(oneshot::Receiver<Outcome>);
 
 impl Pending {
     /// Waits for the row.
     ///
     /// # Errors
-    /// [`BatcherError::Failed`], [`BatcherError::Unavailable`].
-    pub async fn row(self) -> Result<Embedding, BatcherError> {
-        self.0.await.map_err(|_| BatcherError::Unavailable)?
+    /// [`BatcherError::Failed`], [`BatcherError::Expired`], [`BatcherError::Unavailable`].
+    pub async fn row(mut self) -> Result<Embedding, BatcherError> {
+        let outcome = (&mut self.answer).await;
+        self.answered = true;
+        outcome.map_err(|_| BatcherError::Unavailable)?
     }
 }
 
-struct State {
-    queue: Queue<Ticket>,
-    closed: bool,
-    /// Smoothed speed of the engine, for Retry-After; 0 before the first batch.
-    tokens_per_second: f64,
-}
-
-impl State {
-    fn learn(&mut self, tokens: usize, took: Duration) {
-        let measured = tokens as f64 / took.as_secs_f64().max(1e-6);
-        self.tokens_per_second = if self.tokens_per_second == 0.0 {
-            measured
-        } else {
-            0.8 * self.tokens_per_second + 0.2 * measured
-        };
-    }
-
-    /// When what waits now will have been computed.
-    fn retry_after(&self) -> Duration {
-        if self.tokens_per_second == 0.0 {
-            return UNMEASURED_RETRY;
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.shared.lock().leave(self.ticket);
         }
-        let seconds = self.queue.tokens() as f64 / self.tokens_per_second;
-        Duration::from_secs_f64(seconds.clamp(0.1, MAX_RETRY_SECONDS))
     }
 }
 
 struct Shared {
-    state: Mutex<State>,
+    schedule: Mutex<Schedule<Arc<Sequence>, Reply>>,
     arrived: Notify,
     policy: BatchPolicy,
+    began: Instant,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change under the lock is complete in itself, so a panic elsewhere leaves nothing half-done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Schedule<Arc<Sequence>, Reply>> {
+        // Nothing in the schedule panics by design; should it all the same, the worker ends and tells everybody (see `start`).
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The schedule's time.
+    fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        self.lock().close();
         self.arrived.notify_one();
     }
+
+    /// Tells everybody that nothing will be computed any more.
+    fn lose(&self) {
+        let answers = {
+            let mut schedule = self.lock();
+            schedule.lose();
+            schedule.take_answers()
+        };
+        worker::tell(answers);
+    }
+}
+
+/// What has become of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Working,
+    /// It was told to stop and had nothing more to do.
+    Finished,
+    /// There is no device any more.
+    Lost,
 }
 
 /// Closes the queue when the last handle goes, which ends the worker and lets the engine go.
 struct Handle {
     shared: Arc<Shared>,
-    /// Its sender lives in the worker and is dropped when the worker has nothing more to do.
-    finished: watch::Receiver<()>,
+    heart: Heartbeat,
+    fate: watch::Receiver<Fate>,
 }
 
 impl Drop for Handle {
@@ -187,85 +258,83 @@ impl Batcher {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(engine: Engine, policy: BatchPolicy) -> Self {
-        Self::with_encoder(policy, move |batch| {
-            let engine = engine.clone();
-            async move { engine.encode(batch).await }
-        })
+        let heart = engine.heartbeat().clone();
+        Self::with_encoder(policy, heart, move |batch| engine.encode(batch))
     }
 
     /// The same around any function from a batch to its rows: the tests bring one that fails on purpose.
-    fn with_encoder<E, F>(policy: BatchPolicy, encode: E) -> Self
+    fn with_encoder<E, F>(policy: BatchPolicy, heart: Heartbeat, encode: E) -> Self
     where
         E: Fn(PackedBatch) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Vec<Encoded>, EngineError>> + Send + 'static,
     {
-        let state = State {
-            queue: Queue::new(policy),
-            closed: false,
-            tokens_per_second: 0.0,
-        };
         let shared = Arc::new(Shared {
-            state: Mutex::new(state),
+            schedule: Mutex::new(Schedule::new(policy)),
             arrived: Notify::new(),
             policy,
+            began: Instant::now(),
         });
-        let (alive, finished) = watch::channel(());
-        let worker = worker::run(Arc::clone(&shared), encode);
+        let (sender, fate) = watch::channel(Fate::Working);
+        let working = Arc::clone(&shared);
         tokio::spawn(async move {
-            worker.await;
-            drop(alive);
+            let worker = worker::run(Arc::clone(&working), encode);
+            let ended = AssertUnwindSafe(worker).catch_unwind().await;
+            let fate = ended.unwrap_or_else(|_| {
+                tracing::error!("the batcher's worker panicked");
+                working.lose();
+                Fate::Lost
+            });
+            // Nobody may be listening.
+            let _ = sender.send(fate);
         });
         Batcher {
-            handle: Arc::new(Handle { shared, finished }),
+            handle: Arc::new(Handle {
+                shared,
+                heart,
+                fate,
+            }),
         }
     }
 
-    /// Puts the sequences of one request into the queue: all of them or, when there is no room, none.
+    /// Puts the sequences of one request into the queue: all of them or, when there is no room or no time, none.
     ///
     /// # Errors
-    /// [`BatcherError::Overloaded`], [`BatcherError::Draining`].
-    pub fn submit(&self, sequences: Vec<Sequence>) -> Result<Vec<Pending>, BatcherError> {
+    /// [`BatcherError`], except [`BatcherError::Failed`].
+    pub fn submit(&self, submission: Submission) -> Result<Vec<Pending>, BatcherError> {
         let shared = &self.handle.shared;
-        let since = Instant::now();
-        let (tickets, pending): (Vec<_>, Vec<_>) = sequences
-            .into_iter()
-            .map(|sequence| {
-                let (reply, row) = oneshot::channel();
-                let tokens = sequence.input_ids.len();
-                let ticket = Ticket {
-                    sequence,
-                    since,
-                    reply,
-                };
-                ((tokens, ticket), Pending(row))
-            })
-            .unzip();
-        let mut state = shared.lock();
-        if state.closed {
-            return Err(BatcherError::Draining);
-        }
-        if let Err(full) = state.queue.push_all(tickets, Ticket::is_wanted) {
-            return Err(BatcherError::Overloaded {
-                queued_tokens: full.queued_tokens,
-                limit: shared.policy.max_queue_tokens,
-                retry_after: state.retry_after(),
-            });
-        }
-        drop(state);
+        let mut receivers = Vec::with_capacity(submission.inputs.len());
+        let entry = |(sequence, key): (Sequence, ContentKey)| {
+            let (waiter, receiver) = oneshot::channel();
+            receivers.push(receiver);
+            Entry {
+                cost: Cost::of(&sequence),
+                payload: Arc::new(sequence),
+                key,
+                waiter,
+            }
+        };
+        let group = Group {
+            entries: submission.inputs.into_iter().map(entry).collect(),
+            tenant: submission.tenant,
+            priority: submission.priority,
+            deadline: submission.deadline.saturating_duration_since(shared.began),
+        };
+        let tickets = shared.lock().submit(shared.now(), group)?;
         shared.arrived.notify_one();
-        Ok(pending)
+        let pending = tickets.into_iter().zip(receivers);
+        Ok(pending
+            .map(|(ticket, answer)| Pending {
+                shared: Arc::clone(shared),
+                ticket,
+                answer,
+                answered: false,
+            })
+            .collect())
     }
 
-    /// Waits for a sequence's row. Dropping the future takes the sequence out of the queue.
-    ///
-    /// # Errors
-    /// [`BatcherError`].
-    pub async fn embed(&self, sequence: Sequence) -> Result<Embedding, BatcherError> {
-        let mut pending = self.submit(vec![sequence])?;
-        match pending.pop() {
-            Some(pending) => pending.row().await,
-            None => Err(BatcherError::Unavailable),
-        }
+    /// What has been done so far, and what waits now.
+    pub fn counters(&self) -> Counters {
+        self.handle.shared.lock().counters()
     }
 
     /// Accepts nothing more; what was accepted is still computed.
@@ -276,9 +345,27 @@ impl Batcher {
     /// Accepts nothing more, and waits until what was accepted has been computed.
     pub async fn drain(&self) {
         self.close();
-        let mut finished = self.handle.finished.clone();
-        // Nothing is ever sent: the error that the sender is gone is the news.
-        let _ = finished.changed().await;
+        let mut fate = self.handle.fate.clone();
+        // The error says that the worker is gone, which is as good an end.
+        let _ = fate.wait_for(|fate| *fate != Fate::Working).await;
+    }
+
+    /// Whether the device thread has stopped getting on with its work.
+    pub fn is_stalled(&self) -> bool {
+        self.handle.heart.is_stalled()
+    }
+
+    /// Whether the device is gone, so that nothing will ever be computed again.
+    pub fn is_lost(&self) -> bool {
+        *self.handle.fate.borrow() == Fate::Lost
+    }
+
+    /// Waits until the device is gone, perhaps for ever.
+    pub async fn lost(&self) {
+        let mut fate = self.handle.fate.clone();
+        if fate.wait_for(|fate| *fate == Fate::Lost).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -47,11 +47,15 @@ impl Config {
                 device: value::device(values.text("engine.device")).unwrap_or_default(),
                 threads: values.count("engine.threads"),
                 max_prefix_bytes: values.count("engine.max_prefix_bytes"),
+                watchdog: values.duration("engine.watchdog_ms"),
             },
             batch: BatchPolicy {
                 max_tokens: values.count("batch.max_tokens"),
                 max_sequences: values.count("batch.max_sequences"),
                 max_queue_tokens: values.count("batch.max_queue_tokens"),
+                max_queue_bytes: values.count("batch.max_queue_bytes"),
+                max_bulk: values.duration("batch.max_bulk_ms"),
+                max_wait: values.duration("batch.max_wait_ms"),
             },
             server: ServerSettings {
                 host: values.text("server.host").to_owned(),

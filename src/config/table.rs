@@ -174,6 +174,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         "CPU threads of a forward pass. 0: one for each available core."),
     setting("engine.max_prefix_bytes", integer(0, MOST), "268435456", &[],
         "Most memory for keys and values of instructions, which later requests with the same one reuse (CPU). 0: none."),
+    setting("engine.watchdog_ms", integer(0, DAY_MS), "300000", &[],
+        "How long one layer of a forward pass may take before /health/live fails. 0: for ever."),
 
     setting("batch.max_tokens", integer(1, MOST), "16384", &["max-batch-tokens", "max-num-batched-tokens"],
         "Most tokens of one forward pass; a longer input goes alone."),
@@ -181,6 +183,12 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Most inputs of one forward pass."),
     setting("batch.max_queue_tokens", integer(1, MOST), "1048576", &[],
         "Most tokens waiting; beyond that requests are refused with 429."),
+    setting("batch.max_queue_bytes", integer(1, MOST), "2147483648", &[],
+        "Most bytes of decoded pixels waiting; beyond that requests with images or videos are refused with 429."),
+    setting("batch.max_bulk_ms", integer(1, DAY_MS), "50", &[],
+        "Longest forward pass of bulk work, so that a query need not wait long. One input is never split, whatever it takes."),
+    setting("batch.max_wait_ms", integer(0, DAY_MS), "0", &[],
+        "How long a batch that could grow waits for more while nothing is computed. 0: not at all."),
 
     setting("server.host", Kind::Text, r#""127.0.0.1""#, &["host"],
         "Address to listen on. 0.0.0.0 or :: listens on all."),

@@ -4,6 +4,7 @@ pub mod checkpoint;
 mod device;
 mod download;
 pub mod error;
+mod heartbeat;
 mod hub;
 mod hub_cache;
 mod pass;
@@ -15,10 +16,12 @@ mod shards;
 
 pub use checkpoint::{Checkpoint, CheckpointSource};
 pub use error::EngineError;
+pub use heartbeat::Heartbeat;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -66,6 +69,8 @@ pub struct EngineSettings {
     pub threads: usize,
     /// Most bytes of keys and values that are kept for the prefixes requests have in common; 0 keeps none.
     pub max_prefix_bytes: usize,
+    /// How long the device thread may have work and give no sign of getting on with it; zero is for ever. It gives one at every layer.
+    pub watchdog: Duration,
 }
 
 impl Default for EngineSettings {
@@ -75,6 +80,7 @@ impl Default for EngineSettings {
             device: DeviceChoice::default(),
             threads: 0,
             max_prefix_bytes: 256 << 20,
+            watchdog: Duration::from_secs(300),
         }
     }
 }
@@ -124,6 +130,7 @@ struct Job {
 pub struct Engine {
     jobs: mpsc::Sender<Job>,
     info: Arc<EngineInfo>,
+    heart: Heartbeat,
 }
 
 impl Engine {
@@ -145,7 +152,6 @@ impl Engine {
         // Inside the pool: weights are packed by the threads that will multiply them.
         let encoder =
             pool.install(|| Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels))?;
-        let mut prefixes = Prefixes::new(settings.max_prefix_bytes);
         let head = checkpoint
             .weights
             .get("lm_head.weight")
@@ -163,15 +169,20 @@ impl Engine {
             max_position_embeddings: config.text.max_position_embeddings,
             parameters: (all - head) as u64,
         };
+        let heart = Heartbeat::new(settings.watchdog);
+        let mut work = Work {
+            encoder,
+            pool,
+            prefixes: Prefixes::new(settings.max_prefix_bytes),
+            heart: heart.clone(),
+        };
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
                 for job in queue {
                     // The receiver may have left; then nobody wants the rows.
-                    let _ = job
-                        .reply
-                        .send(run(&encoder, &pool, &mut prefixes, &job.batch));
+                    let _ = job.reply.send(work.run(&job.batch));
                 }
             })
             .map_err(|error| EngineError::Device {
@@ -181,6 +192,7 @@ impl Engine {
         Ok(Engine {
             jobs,
             info: Arc::new(info),
+            heart,
         })
     }
 
@@ -189,34 +201,56 @@ impl Engine {
         &self.info
     }
 
-    /// One forward pass: one [`Encoded`] for each sequence, in order.
+    /// Whether the thread gets on with its work.
+    pub fn heartbeat(&self) -> &Heartbeat {
+        &self.heart
+    }
+
+    /// One forward pass: one [`Encoded`] for each sequence, in order. It begins now, not when the future is first polled.
     ///
     /// # Errors
-    /// [`EngineError::Panicked`] or [`EngineError::Forward`] when the pass failed: the thread lives on.
-    /// [`EngineError::Stopped`] when it does not.
-    pub async fn encode(&self, batch: PackedBatch) -> Result<Vec<Encoded>, EngineError> {
+    /// [`EngineError::Panicked`], [`EngineError::Forward`] or [`EngineError::OutOfMemory`] when the pass failed: the thread lives on.
+    /// [`EngineError::Lost`] or [`EngineError::Stopped`] when no further pass can succeed.
+    pub fn encode(
+        &self,
+        batch: PackedBatch,
+    ) -> impl Future<Output = Result<Vec<Encoded>, EngineError>> + Send + use<> {
         let (reply, rows) = oneshot::channel();
-        self.jobs
-            .send(Job { batch, reply })
-            .map_err(|_| EngineError::Stopped)?;
-        rows.await.map_err(|_| EngineError::Stopped)?
+        // From here on: a thread that never takes the batch up has stalled too.
+        self.heart.beat();
+        let sent = self.jobs.send(Job { batch, reply }).is_ok();
+        async move {
+            if !sent {
+                return Err(EngineError::Stopped);
+            }
+            rows.await.map_err(|_| EngineError::Stopped)?
+        }
     }
 }
 
-fn run(
-    encoder: &Qwen3VlEncoder,
-    pool: &rayon::ThreadPool,
-    prefixes: &mut Prefixes,
-    batch: &PackedBatch,
-) -> Outcome {
-    // The encoder is only read and a prefix is kept whole or not at all, so a panic leaves nothing half-done behind.
-    let pass =
-        AssertUnwindSafe(|| pool.install(|| keep_awake(|| pass::run(encoder, prefixes, batch))));
-    match catch_unwind(pass) {
-        Ok(rows) => rows.map_err(|error| EngineError::Forward {
-            reason: error.to_string(),
-        }),
-        Err(_) => Err(EngineError::Panicked),
+/// What the thread works with.
+struct Work {
+    encoder: Qwen3VlEncoder,
+    pool: rayon::ThreadPool,
+    prefixes: Prefixes,
+    heart: Heartbeat,
+}
+
+impl Work {
+    fn run(&mut self, batch: &PackedBatch) -> Outcome {
+        let (encoder, prefixes, heart) = (&self.encoder, &mut self.prefixes, &self.heart);
+        heart.beat();
+        // The encoder is only read and a prefix is kept whole or not at all, so a panic leaves nothing half-done behind.
+        let pass = AssertUnwindSafe(|| {
+            let pass = || pass::run(encoder, prefixes, batch, heart);
+            self.pool.install(|| keep_awake(pass))
+        });
+        let ended = catch_unwind(pass);
+        heart.rest();
+        match ended {
+            Ok(rows) => rows.map_err(|error| EngineError::of_pass(error.to_string())),
+            Err(_) => Err(EngineError::Panicked),
+        }
     }
 }
 

@@ -7,13 +7,18 @@ use std::sync::Arc;
 
 use candle_core::Result;
 
-use super::Encoded;
-use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse};
+use super::{Encoded, Heartbeat};
+use crate::kernels::Activations;
+use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse, Tenant};
 
-/// Prefixes by their tokens, the most recently used last.
+/// Whose prefix, and its tokens.
+type PrefixKey = (Tenant, Vec<u32>);
+
+/// Prefixes by tenant and tokens, the most recently used last. Each tenant has its own: how long a pass takes tells whether a prefix was
+/// at hand, and so whether an instruction was used before.
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
-    kept: Vec<(Vec<u32>, Arc<Prefix>)>,
+    kept: Vec<(PrefixKey, Arc<Prefix>)>,
     max_bytes: usize,
 }
 
@@ -30,8 +35,9 @@ impl Prefixes {
     }
 
     /// The prefix of exactly these tokens, which is now the most recently used.
-    fn get(&mut self, ids: &[u32]) -> Option<Arc<Prefix>> {
-        let at = self.kept.iter().position(|(kept, _)| kept == ids)?;
+    fn get(&mut self, tenant: Tenant, ids: &[u32]) -> Option<Arc<Prefix>> {
+        let is_it = |(key, _): &(PrefixKey, _)| key.0 == tenant && key.1 == ids;
+        let at = self.kept.iter().position(is_it)?;
         let entry = self.kept.remove(at);
         let prefix = Arc::clone(&entry.1);
         self.kept.push(entry);
@@ -39,8 +45,8 @@ impl Prefixes {
     }
 
     /// Keeps a prefix, and lets go of those used longest ago that no longer fit.
-    fn insert(&mut self, ids: Vec<u32>, prefix: Prefix) {
-        self.kept.push((ids, Arc::new(prefix)));
+    fn insert(&mut self, key: PrefixKey, prefix: Prefix) {
+        self.kept.push((key, Arc::new(prefix)));
         let mut bytes: usize = self.kept.iter().map(|(_, prefix)| prefix.bytes()).sum();
         while bytes > self.max_bytes || self.kept.len() > MAX_PREFIXES {
             bytes -= self.kept.remove(0).1.bytes();
@@ -56,28 +62,34 @@ pub(super) fn run(
     encoder: &Qwen3VlEncoder,
     prefixes: &mut Prefixes,
     batch: &PackedBatch,
+    heart: &Heartbeat,
 ) -> Result<Vec<Encoded>> {
+    let mut beat = |_: &str, _: &Activations| {
+        heart.beat();
+        Ok(())
+    };
     if prefixes.max_bytes == 0 || !encoder.can_reuse() {
-        let rows = encoder.forward(batch)?.to_vec2::<f32>()?;
+        let rows = encoder.forward_traced(batch, &mut beat)?.to_vec2::<f32>()?;
         return Ok(rows.into_iter().map(|row| Encoded::new(row, 0)).collect());
     }
     let mut past = Vec::with_capacity(batch.sequences());
-    let mut keep: Vec<(Vec<u32>, usize)> = Vec::new();
+    let mut keep: Vec<(PrefixKey, usize)> = Vec::new();
     let mut room = prefixes.max_bytes;
     for sequence in 0..batch.sequences() {
-        let ids = batch.prefix(sequence);
+        let (tenant, ids) = (batch.tenant(sequence), batch.prefix(sequence));
         let known = if ids.is_empty() {
             None
         } else {
-            prefixes.get(ids)
+            prefixes.get(tenant, ids)
         };
         // A prefix that several sequences bring is kept once.
-        let is_new = known.is_none() && keep.iter().all(|(kept, _)| kept != ids);
+        let is_kept = |(key, _): &(PrefixKey, usize)| key.0 == tenant && key.1 == ids;
+        let is_new = known.is_none() && !keep.iter().any(is_kept);
         // What does not fit is not even copied, and does not drive out what does.
         let bytes = encoder.prefix_bytes(ids.len());
         if is_new && !ids.is_empty() && bytes <= room {
             room -= bytes;
-            keep.push((ids.to_vec(), sequence));
+            keep.push(((tenant, ids.to_vec()), sequence));
         }
         past.push(known);
     }
@@ -94,7 +106,7 @@ pub(super) fn run(
     };
     let rows: Vec<Range<u32>> = keep
         .iter()
-        .map(|(ids, sequence)| {
+        .map(|((_, ids), sequence)| {
             let start = rest.cu_seqlens[*sequence];
             start..start + ids.len() as u32
         })
@@ -103,9 +115,9 @@ pub(super) fn run(
         past: &past,
         keep: &rows,
     };
-    let (pooled, kept) = encoder.forward_reusing(rest, reuse)?;
-    for ((ids, _), prefix) in keep.into_iter().zip(kept) {
-        prefixes.insert(ids, prefix);
+    let (pooled, kept) = encoder.forward_reusing(rest, reuse, &mut beat)?;
+    for ((key, _), prefix) in keep.into_iter().zip(kept) {
+        prefixes.insert(key, prefix);
     }
     let rows = pooled.to_vec2::<f32>()?.into_iter().zip(cached);
     Ok(rows
@@ -119,6 +131,10 @@ mod tests {
     use crate::engine::{Checkpoint, CheckpointSource};
     use crate::kernels::{Kernels, Precision};
     use crate::model::{GridThw, Patches, Sequence};
+
+    fn heart() -> Heartbeat {
+        Heartbeat::new(std::time::Duration::ZERO)
+    }
 
     fn encoder(precision: Precision) -> Qwen3VlEncoder {
         let checkpoint = Checkpoint::open(&CheckpointSource::Embedded).unwrap();
@@ -174,15 +190,39 @@ mod tests {
                 .collect();
             for cached in [[0; 5], [23, 23, 40, 0, 23]] {
                 let batch = PackedBatch::pack(&sequences);
-                let encoded = run(&encoder, &mut prefixes, &batch).unwrap();
+                let encoded = run(&encoder, &mut prefixes, &batch, &heart()).unwrap();
                 for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
                     assert_eq!(encoded.cached_tokens, cached[i], "{precision:?}, {i}");
                     assert_eq!(&encoded.row, whole, "{precision:?}, sequence {i}");
                 }
             }
-            let alone = run(&encoder, &mut prefixes, &PackedBatch::pack([&sequences[1]]));
+            let alone = run(
+                &encoder,
+                &mut prefixes,
+                &PackedBatch::pack([&sequences[1]]),
+                &heart(),
+            );
             assert_eq!(alone.unwrap()[0].row, whole[1]);
         }
+    }
+
+    #[test]
+    fn a_prefix_serves_only_the_tenant_it_was_kept_of() {
+        let encoder = encoder(Precision::F32);
+        let mut prefixes = Prefixes::new(1 << 30);
+        let sequence = sequence((23, 1), 5, false);
+        let mut cached = |tenants: &[u128]| {
+            let batch = PackedBatch {
+                tenants: tenants.iter().copied().map(Tenant).collect(),
+                ..PackedBatch::pack(tenants.iter().map(|_| &sequence))
+            };
+            let encoded = run(&encoder, &mut prefixes, &batch, &heart()).unwrap();
+            let cached = encoded.iter().map(|encoded| encoded.cached_tokens);
+            cached.collect::<Vec<_>>()
+        };
+        assert_eq!(cached(&[1, 2]), [0, 0]);
+        assert_eq!(cached(&[1, 3, 2]), [23, 0, 23]);
+        assert_eq!(cached(&[3]), [23]);
     }
 
     #[test]
@@ -190,7 +230,14 @@ mod tests {
         let encoder = encoder(Precision::F32);
         let one = |prefixes: &mut Prefixes, instruction| {
             let sequence = sequence((20, instruction), 4, false);
-            run(&encoder, prefixes, &PackedBatch::pack([&sequence])).unwrap()[0].cached_tokens
+            run(
+                &encoder,
+                prefixes,
+                &PackedBatch::pack([&sequence]),
+                &heart(),
+            )
+            .unwrap()[0]
+                .cached_tokens
         };
         let mut sizing = Prefixes::new(usize::MAX);
         one(&mut sizing, 1);
@@ -206,7 +253,7 @@ mod tests {
         let large = PackedBatch::pack([&large]);
         for _ in 0..2 {
             assert_eq!(
-                run(&encoder, &mut prefixes, &large).unwrap()[0].cached_tokens,
+                run(&encoder, &mut prefixes, &large, &heart()).unwrap()[0].cached_tokens,
                 0
             );
         }

@@ -76,7 +76,7 @@ impl Qwen3VlEncoder {
 
     /// The same, showing the numbers at each stage to `trace` as they are computed.
     ///
-    /// Stages, in order: `vision.patch_embed`, `vision.block0_in` (`[patches, vision_hidden]`), `vision.deepstack{k}`,
+    /// Stages, in order: `vision.patch_embed`, `vision.block{i}_in` (`[patches, vision_hidden]`), between them `vision.deepstack{k}`,
     /// `vision.merged` (`[vision_tokens, hidden]`), `text.layer{i}` (the input of layer `i`, `[tokens, hidden]`), `text.norm_in`
     /// and `text.pooled` (`[sequences, hidden]`).
     ///
@@ -90,13 +90,14 @@ impl Qwen3VlEncoder {
     /// CPU. Also returns what the pass was asked to keep.
     ///
     /// # Errors
-    /// Whatever the device says.
+    /// Whatever the device or `trace` says.
     pub fn forward_reusing(
         &self,
         batch: &PackedBatch,
         reuse: Reuse<'_>,
+        trace: Trace<'_>,
     ) -> Result<(Tensor, Vec<Prefix>)> {
-        self.run(batch, reuse, &mut |_, _| Ok(()))
+        self.run(batch, reuse, trace)
     }
 
     /// Bytes that keys and values of so many tokens take on the CPU, all layers.

@@ -41,6 +41,11 @@ pub struct Patches {
     pub pixels: Vec<u8>,
 }
 
+/// Whose input something is. What is kept of one tenant's inputs serves no other's: how long an answer takes would tell one what another
+/// has asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tenant(pub u128);
+
 /// One input, tokenised and positioned.
 ///
 /// `vision_rows[i]` is the position in `input_ids` that the i-th merged vision token of `media` (all media, in order) fills;
@@ -74,6 +79,8 @@ pub struct PackedBatch {
     pub max_seqlen: u32,
     /// `[sequences]`: each sequence's [`Sequence::prefix_tokens`].
     pub prefix_tokens: Vec<usize>,
+    /// `[sequences]`, or empty where all are the same tenant's.
+    pub tenants: Vec<Tenant>,
     /// Images and videos of all sequences, in order.
     pub media: Vec<Arc<Patches>>,
     /// `[vision_tokens]`: rows of the packed tokens that vision features fill.
@@ -110,6 +117,11 @@ impl PackedBatch {
         &self.input_ids[start..start + self.prefix_tokens[sequence]]
     }
 
+    /// Whose a sequence is.
+    pub fn tenant(&self, sequence: usize) -> Tenant {
+        self.tenants.get(sequence).copied().unwrap_or_default()
+    }
+
     /// The batch without the first `tokens[i]` tokens of each sequence `i`, none of which is a vision token, and not all of its
     /// tokens.
     #[must_use]
@@ -117,6 +129,7 @@ impl PackedBatch {
         let mut rest = PackedBatch {
             cu_seqlens: vec![0],
             media: self.media.clone(),
+            tenants: self.tenants.clone(),
             ..PackedBatch::default()
         };
         let mut vision_rows = self.vision_rows.iter().peekable();

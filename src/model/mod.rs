@@ -29,7 +29,7 @@ mod vision;
 pub use config::{ModelConfig, TextConfig, VisionConfig};
 pub use encoder::Qwen3VlEncoder;
 pub use error::ModelError;
-pub use input::{GridThw, PackedBatch, Patches, Sequence};
+pub use input::{GridThw, PackedBatch, Patches, Sequence, Tenant};
 pub use prefix::{Prefix, Reuse};
 
 /// Who watches the stages of a forward pass: a name and what was computed there.

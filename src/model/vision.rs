@@ -97,11 +97,11 @@ impl VisionTower {
         let x = kernels.apply(&pixels, &self.patch_embed, Activation::None)?; // [patches, vision_hidden]
         trace("vision.patch_embed", &x)?;
         let mut x = kernels.add(x, &self.position_embedding(&grids, kernels)?)?;
-        trace("vision.block0_in", &x)?;
         let rope = vision_rope(&grids, self.config.heads.head_dim, kernels)?;
         let frames = Spans::of(&frame_offsets(&grids), false);
         let mut deepstack = Vec::with_capacity(self.deepstack_mergers.len());
         for (i, block) in self.blocks.iter().enumerate() {
+            trace(&format!("vision.block{i}_in"), &x)?;
             x = block.forward(x, &self.config, (&rope, &frames), kernels)?;
             if let Some(k) = self
                 .config

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::batcher::BatcherError;
+use crate::batcher::{BatcherError, Priority};
 use crate::media::{MediaError, MediaSource};
+use crate::model::Tenant;
 use crate::processor::{ContextLimit, PixelOptions, ProcessorError, TokenCounts};
 use crate::vectors::VectorError;
 
@@ -20,6 +21,10 @@ pub struct EmbedRequest {
     pub partial: bool,
     /// Time the whole request may take.
     pub timeout: Duration,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The lane the client asked for; `None` goes by what the request costs.
+    pub priority: Option<Priority>,
 }
 
 /// One input: an instruction and the parts of the user's turn, in order.

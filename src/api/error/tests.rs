@@ -115,6 +115,10 @@ fn causes_lead_to_their_rows() {
         minimum: 2,
     };
     assert_eq!(processor(few, true), ErrorCode::InvalidVideo);
+}
+
+#[test]
+fn what_the_queue_says_leads_to_its_row() {
     assert_eq!(
         answered("x", BatcherError::Draining).code,
         ErrorCode::Draining
@@ -122,6 +126,17 @@ fn causes_lead_to_their_rows() {
     assert_eq!(
         answered("x", BatcherError::Unavailable).code,
         ErrorCode::DeviceUnavailable
+    );
+    let late = BatcherError::TooLate {
+        allowed: Duration::from_millis(5),
+        retry_after: Duration::from_millis(1500),
+    };
+    let late = answered("x", late);
+    assert_eq!(late.code, ErrorCode::QueueFull);
+    assert_eq!(late.retry_after, Some(Duration::from_millis(1500)));
+    assert_eq!(
+        answered("x", BatcherError::Expired).code,
+        ErrorCode::DeadlineExceeded
     );
     assert_eq!(
         answered("x", VectorError::NotFinite).code,
@@ -182,7 +197,8 @@ fn a_full_queue_says_when_to_come_back_in_both_headers() {
     let answer = answered(
         "x",
         BatcherError::Overloaded {
-            queued_tokens: 9,
+            unit: "tokens",
+            waiting: 9,
             limit: 10,
             retry_after: Duration::from_millis(1500),
         },
