@@ -5,23 +5,26 @@
 
 mod exchange;
 mod ingest;
+mod quota;
 
 pub use exchange::{
     Cause, EmbedInput, EmbedRequest, EmbedResponse, Embedded, InputPart, PartContent, ServiceError,
     Timings,
 };
+pub use quota::{QuotaError, TokenQuota};
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
-use crate::batcher::{Batcher, BatcherError, ContentKey, Priority, Submission};
+use crate::batcher::{Batcher, BatcherError, ContentKey, Cost, Input, Priority, Submission};
 use crate::media::{MediaLoader, MediaSettings, MediaSource};
 use crate::model::Tenant;
-use crate::processor::{Prepared, Processor, PromptPart, TokenCounts};
+use crate::processor::{Processor, PromptPart, TokenCounts};
 use crate::vectors;
 use ingest::{Loaded, prepare};
 
@@ -35,6 +38,8 @@ pub struct Embedder {
     media: Arc<MediaSettings>,
     processor: Arc<Processor>,
     batcher: Batcher,
+    /// What each key may have computed, where that is limited.
+    quota: Option<Arc<TokenQuota>>,
     /// Permits for CPU-heavy preparation: one for each core.
     workers: Arc<Semaphore>,
     cores: usize,
@@ -42,6 +47,13 @@ pub struct Embedder {
 
 /// What came of one input so far.
 type Outcome<T> = Result<T, ServiceError>;
+
+/// An input that can be computed.
+struct Ready {
+    input: Input,
+    tokens: TokenCounts,
+    truncated: bool,
+}
 
 /// What the queue is told about a request beside its inputs.
 #[derive(Clone, Copy)]
@@ -56,6 +68,7 @@ struct Terms {
 struct Computed {
     row: Vec<f32>,
     cached_tokens: usize,
+    from_cache: bool,
     tokens: TokenCounts,
     truncated: bool,
 }
@@ -90,6 +103,7 @@ impl Embedder {
         media: MediaSettings,
         processor: Processor,
         batcher: Batcher,
+        quota: Option<TokenQuota>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Embedder {
@@ -97,6 +111,7 @@ impl Embedder {
             media: Arc::new(media),
             processor: Arc::new(processor),
             batcher,
+            quota: quota.map(Arc::new),
             workers: Arc::new(Semaphore::new(cores)),
             cores,
         }
@@ -142,9 +157,10 @@ impl Embedder {
             .map(|input| self.load(input, &fetches));
         let loaded = in_order(loads, FETCHES_AT_A_TIME, partial).await?;
         let media = started.elapsed();
+        let pixel_bytes = AtomicUsize::new(0);
         let preparing = loaded
             .into_iter()
-            .map(async |input| self.prepare(input?).await);
+            .map(async |input| self.prepare(input?, &pixel_bytes).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
@@ -164,6 +180,7 @@ impl Embedder {
                 vector,
                 tokens: computed.tokens,
                 cached_tokens: computed.cached_tokens,
+                from_cache: computed.from_cache,
                 truncated: computed.truncated,
             })
         };
@@ -183,7 +200,7 @@ impl Embedder {
     /// nobody a forward pass. Also returns how long the first of its inputs waited.
     async fn compute(
         &self,
-        prepared: Vec<Outcome<(Prepared, ContentKey)>>,
+        prepared: Vec<Outcome<Ready>>,
         places: &[String],
         terms: Terms,
     ) -> Result<(Vec<Outcome<Computed>>, Duration), ServiceError> {
@@ -191,15 +208,27 @@ impl Embedder {
         let facts: Vec<Outcome<(TokenCounts, bool)>> = prepared
             .into_iter()
             .map(|prepared| {
-                let (prepared, key) = prepared?;
-                inputs.push((prepared.sequence, key));
-                Ok((prepared.tokens, prepared.truncated))
+                let ready = prepared?;
+                inputs.push(ready.input);
+                Ok((ready.tokens, ready.truncated))
             })
             .collect();
         let of_all = |error: BatcherError| ServiceError {
             at: None,
             cause: error.into(),
         };
+        if let Some(quota) = &self.quota {
+            let tokens = facts
+                .iter()
+                .flatten()
+                .map(|(tokens, _)| tokens.total())
+                .sum();
+            let spent = quota.spend(terms.tenant, tokens);
+            spent.map_err(|error| ServiceError {
+                at: None,
+                cause: error.into(),
+            })?;
+        }
         let submission = Submission {
             inputs,
             tenant: terms.tenant,
@@ -236,6 +265,7 @@ impl Embedder {
             rows.push(Ok(Computed {
                 row: computed.row,
                 cached_tokens: computed.cached_tokens,
+                from_cache: computed.from_cache,
                 tokens,
                 truncated,
             }));
@@ -278,11 +308,12 @@ impl Embedder {
         Ok((input, parts))
     }
 
-    /// Decodes, resizes and tokenises on the bounded pool.
+    /// Decodes, resizes and tokenises on the bounded pool; `pixel_bytes` is what the request's inputs have come to so far.
     async fn prepare(
         &self,
         (input, parts): (EmbedInput, Vec<Loaded>),
-    ) -> Result<(Prepared, ContentKey), ServiceError> {
+        pixel_bytes: &AtomicUsize,
+    ) -> Outcome<Ready> {
         let permit = self
             .workers
             .clone()
@@ -290,13 +321,25 @@ impl Embedder {
             .await
             .map_err(|_| ServiceError::worker())?;
         let (processor, media) = (self.processor.clone(), self.media.clone());
-        tokio::task::spawn_blocking(move || {
+        let at = input.at.clone();
+        let preparing = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let prepared = prepare(&processor, &media, input, parts)?;
             let key = ContentKey::of(&prepared.sequence);
             Ok((prepared, key))
+        });
+        let (prepared, key) = preparing.await.map_err(|_| ServiceError::worker())??;
+        let bytes = Cost::of(&prepared.sequence).pixel_bytes;
+        let own = pixel_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let held = self.batcher.hold(bytes, own);
+        Ok(Ready {
+            input: Input {
+                sequence: prepared.sequence,
+                key,
+                held: held.map_err(|error| ServiceError::at(&at, error))?,
+            },
+            tokens: prepared.tokens,
+            truncated: prepared.truncated,
         })
-        .await
-        .map_err(|_| ServiceError::worker())?
     }
 }

@@ -16,9 +16,9 @@ use super::fields::Fields;
 use super::options::{self, Encoding, Options};
 use super::response::{self, Envelope};
 use super::{ApiSettings, ApiState, grammar};
-use crate::batcher::BatcherError;
+use crate::batcher::{Batcher, BatcherError};
 use crate::model::Tenant;
-use crate::service::{Cause, EmbedRequest, Timings};
+use crate::service::{Cause, EmbedRequest, Embedded, ServiceError, Timings};
 
 /// Bodies above this many bytes are read off the async threads.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -87,6 +87,7 @@ pub(super) async fn create(
             .clone()
             .unwrap_or_else(|| served.names[0].clone()),
     };
+    let embed_cache = embed_cache(served.embedder.batcher(), &answer.outputs);
     let ignored = ignored_fields(&options.ignored);
     let (timings, many) = (answer.timings, answer.outputs.len() > FEW_VECTORS);
     let mut response = run(&state, many, move || {
@@ -95,6 +96,9 @@ pub(super) async fn create(
     .await?;
     let headers = response.headers_mut();
     add(headers, "server-timing", &server_timing(timings));
+    if let Some(word) = embed_cache {
+        headers.insert("x-embed-cache", HeaderValue::from_static(word));
+    }
     if !ignored.is_empty() {
         add(headers, "x-ignored-fields", &ignored);
     }
@@ -260,6 +264,20 @@ fn server_timing(timings: Timings) -> String {
         ms(timings.queue),
         ms(timings.forward)
     )
+}
+
+/// Whether all vectors were at hand from earlier requests; not said where none are kept.
+fn embed_cache(
+    batcher: &Batcher,
+    outputs: &[Result<Embedded, ServiceError>],
+) -> Option<&'static str> {
+    let hit = |output: &Result<Embedded, _>| output.as_ref().is_ok_and(|output| output.from_cache);
+    let word = if outputs.iter().all(hit) {
+        "hit"
+    } else {
+        "miss"
+    };
+    batcher.keeps_rows().then_some(word)
 }
 
 /// Names of fields that mean nothing here, as many as fit a header.

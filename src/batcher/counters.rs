@@ -36,6 +36,8 @@ pub struct Refused {
 pub struct Counters {
     /// What waits now, by lane: see [`Self::waiting_in`].
     pub(super) waiting: [Waiting; 2],
+    /// Bytes of pixels held now, from when they are decoded until they are computed.
+    pub pixel_bytes: usize,
     /// Inputs in the pass that runs now.
     pub running_inputs: usize,
     /// Most tokens of a pass the device was found to have memory for, where it ran out.
@@ -82,7 +84,9 @@ impl Counters {
 
     pub(super) fn refuse(&mut self, refusal: &BatcherError) {
         let counter = match refusal {
-            BatcherError::Overloaded { .. } => &mut self.refused.full,
+            BatcherError::Overloaded { .. } | BatcherError::TooManyPixels { .. } => {
+                &mut self.refused.full
+            }
             BatcherError::TooLate { .. } => &mut self.refused.too_late,
             BatcherError::Expired => &mut self.refused.expired,
             BatcherError::Draining => &mut self.refused.draining,

@@ -101,19 +101,6 @@ impl<P: Clone, W> Schedule<P, W> {
                 retry_after: self.retry_after(),
             });
         }
-        let limit = self.policy.max_queue_bytes;
-        // Text holds no pixels, so pixels do not keep it out.
-        if brought.pixel_bytes > 0
-            && waiting.pixel_bytes > 0
-            && waiting.pixel_bytes + brought.pixel_bytes > limit
-        {
-            return Err(BatcherError::Overloaded {
-                unit: "bytes of pixels",
-                waiting: waiting.pixel_bytes,
-                limit,
-                retry_after: self.retry_after(),
-            });
-        }
         Ok(())
     }
 
@@ -128,6 +115,15 @@ impl<P: Clone, W> Schedule<P, W> {
             (pass.started + pass.expected).saturating_sub(now)
         });
         running + Duration::from_micros(micros)
+    }
+
+    /// Counts a refusal that was decided elsewhere, and says when to come back.
+    pub(super) fn refuse(&mut self, mut refusal: BatcherError) -> BatcherError {
+        if let BatcherError::Overloaded { retry_after, .. } = &mut refusal {
+            *retry_after = self.retry_after();
+        }
+        self.counters.refuse(&refusal);
+        refusal
     }
 
     /// When what waits now will have been computed.

@@ -8,31 +8,45 @@
 //! - A pass of bulk work is kept short by what was measured (`cost`), sequence by sequence. One sequence is never split: a single
 //!   very large picture or video keeps the device for as long as it takes.
 //! - The same input twice in flight is computed once.
+//! - What was computed lately is not computed again, where the operator gives it memory (`cache`).
 //! - The queue is bounded in tokens and bytes, and takes nothing that is not expected to be answered in time (`door`).
 //! - What failed in company is tried once more alone (`settling`).
 //!
 //! All of that is decided by `schedule`, which knows neither threads nor time; `worker` drives it.
 
+mod cache;
 mod content;
 mod cost;
 mod counters;
 mod door;
+pub mod error;
 mod forming;
 mod lane;
+mod pending;
+mod pixels;
 mod schedule;
 mod settling;
+mod shared;
 mod worker;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cache::RowCache;
 pub use content::ContentKey;
 pub use cost::Cost;
 pub use counters::{Counters, Refused, Waiting};
+pub use error::BatcherError;
 use futures_util::FutureExt;
-use schedule::{Entry, Group, Schedule, Ticket};
+pub use pending::Pending;
+use pending::{Found, Place};
+pub use pixels::Held;
+use pixels::PixelMemory;
+use schedule::{Entry, Group, Schedule};
+use shared::{Payload, Reply, Shared};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{Encoded, Engine, EngineError, Heartbeat};
@@ -47,12 +61,14 @@ pub struct BatchPolicy {
     pub max_sequences: usize,
     /// Most tokens waiting; beyond, requests are refused.
     pub max_queue_tokens: usize,
-    /// Most bytes of pixels waiting; beyond, requests with pixels are refused.
-    pub max_queue_bytes: usize,
+    /// Most bytes of pixels held from when they are decoded until they are computed; beyond, requests with pixels are refused.
+    pub max_pixel_bytes: usize,
     /// Longest pass of bulk work, unless one input or the fixed part of passes makes it longer.
     pub max_bulk: Duration,
     /// How long a batch that could still grow waits for company while the device is free.
     pub max_wait: Duration,
+    /// Most bytes of rows that are kept for inputs that come again; 0 keeps none.
+    pub max_cache_bytes: usize,
 }
 
 impl Default for BatchPolicy {
@@ -61,9 +77,10 @@ impl Default for BatchPolicy {
             max_tokens: 16_384,
             max_sequences: 256,
             max_queue_tokens: 1_048_576,
-            max_queue_bytes: 2 << 30,
+            max_pixel_bytes: 2 << 30,
             max_bulk: Duration::from_millis(50),
             max_wait: Duration::ZERO,
+            max_cache_bytes: 0,
         }
     }
 }
@@ -77,61 +94,37 @@ pub enum Priority {
     Bulk,
 }
 
-/// Why a sequence was not computed.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum BatcherError {
-    /// The queue is full.
-    #[error("{waiting} {unit} wait to be computed, of {limit} that may")]
-    Overloaded {
-        /// What of.
-        unit: &'static str,
-        /// How much waits.
-        waiting: usize,
-        /// The policy's limit.
-        limit: usize,
-        /// When there may be room.
-        retry_after: Duration,
-    },
-    /// It would not be computed in the time it has.
-    #[error("what waits to be computed takes longer than the {} ms this request has left", .allowed.as_millis())]
-    TooLate {
-        /// The time it has.
-        allowed: Duration,
-        /// When what is before it will have been computed.
-        retry_after: Duration,
-    },
-    /// Its time was up before its pass began.
-    #[error("the request's time was up before it was computed")]
-    Expired,
-    /// The server is stopping.
-    #[error("the server is stopping")]
-    Draining,
-    /// The forward pass failed for this input, also alone.
-    #[error("the forward pass failed")]
-    Failed(#[source] EngineError),
-    /// The engine is gone.
-    #[error("the engine is gone")]
-    Unavailable,
-}
-
 /// A computed row and what it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
     /// `[hidden_size]`, not normalised, finite.
     pub row: Vec<f32>,
-    /// How many of its tokens were kept from an earlier pass.
+    /// How many of its tokens were kept from an earlier pass; all of them when the row itself was.
     pub cached_tokens: usize,
+    /// Whether the row was computed for an earlier request.
+    pub from_cache: bool,
     /// Time in the queue.
     pub queued: Duration,
     /// Time of the forward pass it was part of.
     pub forward: Duration,
 }
 
+/// An input, ready to be computed.
+#[derive(Debug)]
+pub struct Input {
+    /// What to compute.
+    pub sequence: Sequence,
+    /// [`ContentKey::of`] it.
+    pub key: ContentKey,
+    /// The hold on the memory of its pixels: see [`Batcher::hold`].
+    pub held: Held,
+}
+
 /// The inputs of one request: they enter the queue together or not at all.
 #[derive(Debug)]
 pub struct Submission {
-    /// What to compute, each with [`ContentKey::of`] it.
-    pub inputs: Vec<(Sequence, ContentKey)>,
+    /// What to compute.
+    pub inputs: Vec<Input>,
     /// Whose they are.
     pub tenant: Tenant,
     /// The lane the client asked for; `None`: a lone short text is interactive, anything else bulk.
@@ -141,79 +134,6 @@ pub struct Submission {
 }
 
 type Outcome = Result<Embedding, BatcherError>;
-
-/// How somebody who waits is told.
-type Reply = oneshot::Sender<Outcome>;
-
-/// A sequence in the queue. Dropping it gives its place up.
-pub struct Pending {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-    answer: oneshot::Receiver<Outcome>,
-    answered: bool,
-}
-
-impl std::fmt::Debug for Pending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pending")
-            .field("ticket", &self.ticket)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Pending {
-    /// Waits for the row.
-    ///
-    /// # Errors
-    /// [`BatcherError::Failed`], [`BatcherError::Expired`], [`BatcherError::Unavailable`].
-    pub async fn row(mut self) -> Result<Embedding, BatcherError> {
-        let outcome = (&mut self.answer).await;
-        self.answered = true;
-        outcome.map_err(|_| BatcherError::Unavailable)?
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.shared.lock().leave(self.ticket);
-        }
-    }
-}
-
-struct Shared {
-    schedule: Mutex<Schedule<Arc<Sequence>, Reply>>,
-    arrived: Notify,
-    policy: BatchPolicy,
-    began: Instant,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Schedule<Arc<Sequence>, Reply>> {
-        // Nothing in the schedule panics by design; should it all the same, the worker ends and tells everybody (see `start`).
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The schedule's time.
-    fn now(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    fn close(&self) {
-        self.lock().close();
-        self.arrived.notify_one();
-    }
-
-    /// Tells everybody that nothing will be computed any more.
-    fn lose(&self) {
-        let answers = {
-            let mut schedule = self.lock();
-            schedule.lose();
-            schedule.take_answers()
-        };
-        worker::tell(answers);
-    }
-}
 
 /// What has become of the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,16 +183,20 @@ impl Batcher {
     }
 
     /// The same around any function from a batch to its rows: the tests bring one that fails on purpose.
-    fn with_encoder<E, F>(policy: BatchPolicy, heart: Heartbeat, encode: E) -> Self
+    pub(crate) fn with_encoder<E, F>(policy: BatchPolicy, heart: Heartbeat, encode: E) -> Self
     where
         E: Fn(PackedBatch) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Vec<Encoded>, EngineError>> + Send + 'static,
     {
         let shared = Arc::new(Shared {
             schedule: Mutex::new(Schedule::new(policy)),
+            pixels: PixelMemory::new(policy.max_pixel_bytes),
             arrived: Notify::new(),
             policy,
             began: Instant::now(),
+            cache: RowCache::new(policy.max_cache_bytes),
+            cache_hits: AtomicU64::new(0),
+            cache_misses: AtomicU64::new(0),
         });
         let (sender, fate) = watch::channel(Fate::Working);
         let working = Arc::clone(&shared);
@@ -296,45 +220,102 @@ impl Batcher {
         }
     }
 
+    /// Takes hold of the memory of an input's pixels, `own` bytes of the same request being held already.
+    ///
+    /// # Errors
+    /// [`BatcherError::TooManyPixels`], [`BatcherError::Overloaded`].
+    pub fn hold(&self, bytes: usize, own: usize) -> Result<Held, BatcherError> {
+        let shared = &self.handle.shared;
+        let limit = shared.pixels.limit();
+        if bytes.saturating_add(own) > limit {
+            return Err(BatcherError::TooManyPixels { limit });
+        }
+        shared.pixels.hold(bytes).ok_or_else(|| {
+            let refusal = BatcherError::Overloaded {
+                unit: "bytes of pixels",
+                waiting: shared.pixels.held(),
+                limit,
+                retry_after: Duration::ZERO,
+            };
+            shared.lock().refuse(refusal)
+        })
+    }
+
     /// Puts the sequences of one request into the queue: all of them or, when there is no room or no time, none.
     ///
     /// # Errors
     /// [`BatcherError`], except [`BatcherError::Failed`].
     pub fn submit(&self, submission: Submission) -> Result<Vec<Pending>, BatcherError> {
         let shared = &self.handle.shared;
-        let mut receivers = Vec::with_capacity(submission.inputs.len());
-        let entry = |(sequence, key): (Sequence, ContentKey)| {
-            let (waiter, receiver) = oneshot::channel();
-            receivers.push(receiver);
-            Entry {
-                cost: Cost::of(&sequence),
-                payload: Arc::new(sequence),
+        let tenant = submission.tenant;
+        let mut entries = Vec::new();
+        let mut receivers = Vec::new();
+        let mut recalled = Vec::with_capacity(submission.inputs.len());
+        for input in submission.inputs {
+            let Input {
+                sequence,
                 key,
-                waiter,
+                held,
+            } = input;
+            let row = shared.recall((tenant, key), sequence.input_ids.len());
+            if row.is_none() {
+                let (sender, receiver) = oneshot::channel();
+                receivers.push(receiver);
+                entries.push(Entry {
+                    cost: Cost::of(&sequence),
+                    payload: Arc::new(Payload {
+                        sequence,
+                        _held: held,
+                    }),
+                    key,
+                    waiter: Reply {
+                        sender,
+                        key: (tenant, key),
+                    },
+                });
             }
-        };
-        let group = Group {
-            entries: submission.inputs.into_iter().map(entry).collect(),
-            tenant: submission.tenant,
-            priority: submission.priority,
-            deadline: submission.deadline.saturating_duration_since(shared.began),
-        };
-        let tickets = shared.lock().submit(shared.now(), group)?;
-        shared.arrived.notify_one();
-        let pending = tickets.into_iter().zip(receivers);
-        Ok(pending
-            .map(|(ticket, answer)| Pending {
-                shared: Arc::clone(shared),
-                ticket,
-                answer,
-                answered: false,
-            })
-            .collect())
+            recalled.push(row);
+        }
+        let mut tickets = Vec::new();
+        if !entries.is_empty() {
+            let group = Group {
+                entries,
+                tenant,
+                priority: submission.priority,
+                deadline: submission.deadline.saturating_duration_since(shared.began),
+            };
+            tickets = shared.lock().submit(shared.now(), group)?;
+            shared.arrived.notify_one();
+        }
+        let mut places = tickets.into_iter().zip(receivers);
+        let pending = recalled.into_iter().filter_map(|row| match row {
+            Some(row) => Some(Pending(Found::Row(row))),
+            None => places.next().map(|(ticket, answer)| {
+                Pending(Found::Place(Place {
+                    shared: Arc::clone(shared),
+                    ticket,
+                    answer,
+                    answered: false,
+                }))
+            }),
+        });
+        Ok(pending.collect())
+    }
+
+    /// Whether rows are kept for inputs that come again.
+    pub fn keeps_rows(&self) -> bool {
+        self.handle.shared.cache.is_some()
     }
 
     /// What has been done so far, and what waits now.
     pub fn counters(&self) -> Counters {
-        self.handle.shared.lock().counters()
+        let shared = &self.handle.shared;
+        let mut counters = shared.lock().counters();
+        counters.cache_hits = shared.cache_hits.load(Ordering::Relaxed);
+        counters.cache_misses = shared.cache_misses.load(Ordering::Relaxed);
+        counters.pixel_bytes = shared.pixels.held();
+        counters.cache_bytes = shared.cache.as_ref().map_or(0, RowCache::bytes);
+        counters
     }
 
     /// Accepts nothing more; what was accepted is still computed.

@@ -61,6 +61,7 @@ impl<P: Clone, W> Schedule<P, W> {
                 Ok(Embedding {
                     row: row.clone(),
                     cached_tokens,
+                    from_cache: false,
                     queued,
                     forward,
                 })

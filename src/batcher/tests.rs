@@ -33,9 +33,10 @@ const POLICY: BatchPolicy = BatchPolicy {
     max_tokens: 8,
     max_sequences: 4,
     max_queue_tokens: 40,
-    max_queue_bytes: 0,
+    max_pixel_bytes: 1000,
     max_bulk: Duration::from_secs(1000),
     max_wait: Duration::ZERO,
+    max_cache_bytes: 0,
 };
 
 fn no_heart() -> Heartbeat {
@@ -44,12 +45,13 @@ fn no_heart() -> Heartbeat {
 
 /// A request somebody waits for.
 fn interactive(sequences: Vec<Sequence>) -> Submission {
-    let keyed = |sequence: Sequence| {
-        let key = ContentKey::of(&sequence);
-        (sequence, key)
+    let input = |sequence: Sequence| Input {
+        key: ContentKey::of(&sequence),
+        sequence,
+        held: Held::default(),
     };
     Submission {
-        inputs: sequences.into_iter().map(keyed).collect(),
+        inputs: sequences.into_iter().map(input).collect(),
         tenant: Tenant::default(),
         priority: Some(Priority::Interactive),
         deadline: Instant::now() + Duration::from_secs(3600),
@@ -310,4 +312,77 @@ async fn with_a_wait_configured_a_lone_input_waits_for_company_and_no_longer() {
     let both = first.into_iter().chain(second).collect();
     assert!(answers(both).await.iter().all(Result::is_ok));
     assert_eq!(device.sizes(), [2]);
+}
+
+#[tokio::test]
+async fn a_row_that_is_kept_is_given_again_without_a_pass_and_to_its_tenant_only() {
+    let device = Device::new(100);
+    let batcher = device.batcher(BatchPolicy {
+        max_cache_bytes: 1 << 20,
+        ..POLICY
+    });
+    assert!(batcher.keeps_rows());
+    let first = answers(submit(&batcher, vec![sequence(1, 3), sequence(13, 1)]).unwrap()).await;
+    assert!(!first[0].as_ref().unwrap().from_cache && first[1].is_err());
+    // What failed is not kept; what is new is computed beside what is known.
+    let again = vec![sequence(2, 1), sequence(1, 3), sequence(13, 1)];
+    let again = answers(submit(&batcher, again).unwrap()).await;
+    let known = again[1].as_ref().unwrap();
+    assert_eq!((known.from_cache, known.cached_tokens), (true, 3));
+    assert_eq!(known.row, first[0].as_ref().unwrap().row);
+    assert!(!again[0].as_ref().unwrap().from_cache && again[2].is_err());
+    let others = batcher.submit(Submission {
+        tenant: Tenant(7),
+        ..interactive(vec![sequence(1, 3)])
+    });
+    assert!(
+        !answers(others.unwrap()).await[0]
+            .as_ref()
+            .unwrap()
+            .from_cache
+    );
+    let counters = batcher.counters();
+    assert_eq!((counters.cache_hits, counters.cache_misses), (1, 5));
+    assert!(counters.cache_bytes > 0);
+}
+
+#[tokio::test]
+async fn pixels_are_held_until_they_are_computed_or_nobody_wants_them() {
+    let device = Device::new(0);
+    let batcher = device.batcher(POLICY);
+    let submit = |id: u32, bytes: usize| {
+        let mut submission = interactive(vec![sequence(id, 1)]);
+        submission.inputs[0].held = batcher.hold(bytes, 0)?;
+        batcher.submit(submission)
+    };
+    let first = submit(1, 400).unwrap();
+    device.until_started(1).await;
+    let second = submit(2, 400).unwrap();
+    let full = submit(3, 400).unwrap_err();
+    assert!(
+        matches!(
+            full,
+            BatcherError::Overloaded {
+                waiting: 800,
+                limit: 1000,
+                ..
+            }
+        ),
+        "{full}"
+    );
+    let never = batcher.hold(400, 700).unwrap_err();
+    assert!(
+        matches!(never, BatcherError::TooManyPixels { limit: 1000 }),
+        "{never}"
+    );
+    assert_eq!(batcher.counters().refused.full, 1);
+    drop(second);
+    assert_eq!(batcher.counters().pixel_bytes, 400);
+    // Also when the client leaves, what is being computed is in memory.
+    drop(first);
+    assert_eq!(batcher.counters().pixel_bytes, 400);
+    device.gate.add_permits(1);
+    while batcher.counters().pixel_bytes > 0 {
+        tokio::task::yield_now().await;
+    }
 }

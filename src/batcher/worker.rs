@@ -3,11 +3,12 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use super::Fate;
 use super::forming::{Batch, Step};
 use super::schedule::Phase;
-use super::{Fate, Outcome, Reply, Shared};
+use super::shared::{Payload, Shared};
 use crate::engine::{Encoded, EngineError};
-use crate::model::{PackedBatch, Sequence};
+use crate::model::PackedBatch;
 
 type Rows = Result<Vec<Encoded>, EngineError>;
 
@@ -33,11 +34,11 @@ where
             Step::Run(batch) => {
                 let pass = encode(pack(&batch));
                 // Only now, so that the device does not wait while a thousand clients are told.
-                tell(answers);
+                shared.tell(answers);
                 ended = Some(pass.await);
             }
             Step::Wait(until) => {
-                tell(answers);
+                shared.tell(answers);
                 match until {
                     // `notify_one` leaves a permit when nobody waits yet, so an arrival since the look is not missed.
                     None => arrival.await,
@@ -48,7 +49,7 @@ where
                 }
             }
             Step::Finished => {
-                tell(answers);
+                shared.tell(answers);
                 return match phase {
                     Phase::Lost => Fate::Lost,
                     Phase::Open | Phase::Draining => Fate::Finished,
@@ -58,17 +59,9 @@ where
     }
 }
 
-fn pack(batch: &Batch<Arc<Sequence>>) -> PackedBatch {
+fn pack(batch: &Batch<Arc<Payload>>) -> PackedBatch {
     PackedBatch {
         tenants: batch.members.iter().map(|(tenant, _)| *tenant).collect(),
-        ..PackedBatch::pack(batch.members.iter().map(|(_, sequence)| &**sequence))
-    }
-}
-
-/// Hands out answers.
-pub(super) fn tell(answers: Vec<(Reply, Outcome)>) {
-    for (reply, outcome) in answers {
-        // A client that left meanwhile has no use for it.
-        let _ = reply.send(outcome);
+        ..PackedBatch::pack(batch.members.iter().map(|(_, payload)| &payload.sequence))
     }
 }

@@ -97,6 +97,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<()> {
 fn command() -> clap::Command {
     let unheeded = [
         "batch",
+        "cache",
         "server",
         "limits",
         "auth",

@@ -18,7 +18,7 @@ use crate::config::{Config, Secret};
 use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineError, EngineInfo};
 use crate::media::MediaLoader;
 use crate::processor::Processor;
-use crate::service::Embedder;
+use crate::service::{Embedder, TokenQuota};
 use crate::telemetry;
 
 /// How long the process stays after its device was lost, so that every client reads its answer: well under a second, for until it has
@@ -120,7 +120,9 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
 /// Puts the stages together.
 fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Served> {
     let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
-    let embedder = Embedder::new(loader, config.media.clone(), loaded.processor, batcher);
+    let quota = TokenQuota::new(config.limits.tokens_per_minute);
+    let media = config.media.clone();
+    let embedder = Embedder::new(loader, media, loaded.processor, batcher, quota);
     Ok(Served {
         names: loaded.served_names,
         embedder,

@@ -27,13 +27,13 @@ impl Heartbeat {
     }
 
     /// It has work, and gets on with it.
-    pub(super) fn beat(&self) {
+    pub fn beat(&self) {
         let now_ms = self.began.elapsed().as_millis() as u64;
         self.last_ms.store(now_ms, Ordering::Relaxed);
     }
 
     /// It has no work.
-    pub(super) fn rest(&self) {
+    pub fn rest(&self) {
         self.last_ms.store(AT_REST, Ordering::Relaxed);
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::quota::QuotaError;
 use crate::batcher::{BatcherError, Priority};
 use crate::media::{MediaError, MediaSource};
 use crate::model::Tenant;
@@ -114,6 +115,9 @@ pub enum Cause {
     /// Finishing.
     #[error(transparent)]
     Vector(#[from] VectorError),
+    /// The key has had its tokens.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The request took too long.
     #[error("the request took longer than {} ms", .0.as_millis())]
     Deadline(Duration),
@@ -131,6 +135,8 @@ pub struct Embedded {
     pub tokens: TokenCounts,
     /// How many of them were not computed again but kept from an earlier pass.
     pub cached_tokens: usize,
+    /// Whether the model computed it for an earlier request.
+    pub from_cache: bool,
     /// Whether text was cut.
     pub truncated: bool,
 }

@@ -193,9 +193,10 @@ impl World {
             max_tokens: dice.between(16, 2000) as usize,
             max_sequences: dice.between(1, 32) as usize,
             max_queue_tokens: dice.between(64, 20_000) as usize,
-            max_queue_bytes: dice.between(64, 20_000) as usize,
+            max_pixel_bytes: 0,
             max_bulk: Duration::from_micros(dice.between(100, 100_000)),
             max_wait: Duration::from_micros(often(&mut dice, 5000)),
+            max_cache_bytes: 0,
         };
         let mut world = World {
             dice,
@@ -314,29 +315,19 @@ impl World {
         }
     }
 
-    /// Tokens, bytes and inputs that wait.
-    fn held(&self) -> (usize, usize, usize) {
+    /// Tokens and inputs that wait.
+    fn held(&self) -> (usize, usize) {
         let lanes = self.schedule.lanes.iter();
-        lanes.fold((0, 0, 0), |(tokens, bytes, inputs), lane| {
-            let cost = lane.cost();
-            (
-                tokens + cost.tokens(),
-                bytes + cost.pixel_bytes,
-                inputs + lane.len(),
-            )
+        lanes.fold((0, 0), |(tokens, inputs), lane| {
+            (tokens + lane.cost().tokens(), inputs + lane.len())
         })
     }
 
-    fn check_budget(&self, before: (usize, usize, usize)) {
-        let (tokens, bytes, inputs) = self.held();
+    fn check_budget(&self, before: (usize, usize)) {
+        let (tokens, inputs) = self.held();
         let policy = &self.schedule.policy;
-        if before.2 > 0 && inputs > before.2 {
+        if before.1 > 0 && inputs > before.1 {
             assert!(tokens <= policy.max_queue_tokens, "{tokens} tokens wait");
-            let more_pixels = before.1 > 0 && bytes > before.1;
-            assert!(
-                !more_pixels || bytes <= policy.max_queue_bytes,
-                "{bytes} bytes wait"
-            );
         }
     }
 
@@ -350,7 +341,7 @@ impl World {
     /// Does what the schedule says is to be done now.
     fn look(&mut self) {
         let backlogged = self.backlogged();
-        let waits = self.held().2 > 0;
+        let waits = self.held().1 > 0;
         match self.schedule.next(self.now) {
             Step::Run(batch) => {
                 self.check_pass(&batch);
@@ -363,7 +354,7 @@ impl World {
                 self.events.push(Reverse((until, self.names, Event::Look)));
             }
             Step::Wait(None) => {
-                let idle = self.pass.is_none() && self.held().2 > 0;
+                let idle = self.pass.is_none() && self.held().1 > 0;
                 assert!(!idle, "the device is free and something waits");
             }
             Step::Finished => {
@@ -591,7 +582,7 @@ impl World {
         );
         assert!(self.schedule.jobs.is_empty() && self.schedule.running.is_none());
         assert!(self.schedule.tickets.is_empty() && self.schedule.in_flight.is_empty());
-        assert_eq!(self.held(), (0, 0, 0));
+        assert_eq!(self.held(), (0, 0));
         assert_eq!(self.arrived, self.climate.requests);
     }
 }
