@@ -21,7 +21,7 @@ use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
-use crate::batcher::{Batcher, BatcherError, ContentKey, Cost, Input, Priority, Submission};
+use crate::batcher::{Batcher, BatcherError, Cost, Identity, Input, Priority, Submission};
 use crate::media::{MediaLoader, MediaSettings, MediaSource};
 use crate::model::Tenant;
 use crate::processor::{Processor, PromptPart, TokenCounts};
@@ -325,17 +325,17 @@ impl Embedder {
         let preparing = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let prepared = prepare(&processor, &media, input, parts)?;
-            let key = ContentKey::of(&prepared.sequence);
-            Ok((prepared, key))
+            let identity = Identity::of(&prepared.sequence);
+            Ok((prepared, identity))
         });
-        let (prepared, key) = preparing.await.map_err(|_| ServiceError::worker())??;
+        let (prepared, identity) = preparing.await.map_err(|_| ServiceError::worker())??;
         let bytes = Cost::of(&prepared.sequence).pixel_bytes;
         let own = pixel_bytes.fetch_add(bytes, Ordering::Relaxed);
         let held = self.batcher.hold(bytes, own);
         Ok(Ready {
             input: Input {
                 sequence: prepared.sequence,
-                key,
+                identity,
                 held: held.map_err(|error| ServiceError::at(&at, error))?,
             },
             tokens: prepared.tokens,

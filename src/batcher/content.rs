@@ -4,7 +4,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use crate::model::Sequence;
+use crate::model::{MediaKey, Patches, Sequence};
 
 /// Equal for sequences the model cannot tell apart, and for no others anybody can find.
 ///
@@ -15,8 +15,17 @@ use crate::model::Sequence;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentKey([u8; 32]);
 
-impl ContentKey {
-    /// The digest of a sequence. Reads every pixel: not for an async thread.
+/// What an input is, and what its pictures are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the whole.
+    pub content: ContentKey,
+    /// Of each of its media.
+    pub media: Vec<MediaKey>,
+}
+
+impl Identity {
+    /// The digests of a sequence. Reads every pixel: not for an async thread.
     pub fn of(sequence: &Sequence) -> Self {
         // Named one by one, so that a new field cannot be forgotten.
         let Sequence {
@@ -41,17 +50,30 @@ impl ContentKey {
         numbers(&mut hash, vision_rows);
         hash.update((*prefix_tokens as u64).to_le_bytes());
         hash.update((media.len() as u64).to_le_bytes());
-        for patches in media {
-            let grid = patches.grid;
-            numbers(&mut hash, &[grid.t, grid.h, grid.w]);
-            hash.update((patches.pixels.len() as u64).to_le_bytes());
-            hash.update(&patches.pixels);
+        let media: Vec<MediaKey> = media.iter().map(|patches| media_key(patches)).collect();
+        for key in &media {
+            hash.update(key);
         }
-        ContentKey(hash.finalize().into())
+        Identity {
+            content: ContentKey(hash.finalize().into()),
+            media,
+        }
     }
+}
 
+fn media_key(patches: &Patches) -> MediaKey {
+    let Patches { grid, pixels } = patches;
+    let mut hash = Sha256::new();
+    for side in [grid.t, grid.h, grid.w] {
+        hash.update(side.to_le_bytes());
+    }
+    hash.update(pixels);
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+impl ContentKey {
     /// A key of a test's own.
-    #[cfg(test)]
     pub(super) fn made_of(number: u64) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
@@ -71,7 +93,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{GridThw, Patches};
+    use crate::model::GridThw;
 
     fn sequence() -> Sequence {
         let patches = |value: u8| {
@@ -104,12 +126,12 @@ mod tests {
                 s.media.pop();
             },
         ];
-        let mut keys = vec![ContentKey::of(&sequence())];
-        assert_eq!(keys[0], ContentKey::of(&sequence()));
+        let mut keys = vec![Identity::of(&sequence()).content];
+        assert_eq!(keys[0], Identity::of(&sequence()).content);
         for change in changes {
             let mut changed = sequence();
             change(&mut changed);
-            keys.push(ContentKey::of(&changed));
+            keys.push(Identity::of(&changed).content);
         }
         keys.sort();
         keys.dedup();

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cache::RowCache;
-pub use content::ContentKey;
+pub use content::{ContentKey, Identity};
 pub use cost::Cost;
 pub use counters::{Counters, Refused, Waiting};
 pub use error::BatcherError;
@@ -114,8 +114,8 @@ pub struct Embedding {
 pub struct Input {
     /// What to compute.
     pub sequence: Sequence,
-    /// [`ContentKey::of`] it.
-    pub key: ContentKey,
+    /// [`Identity::of`] it.
+    pub identity: Identity,
     /// The hold on the memory of its pixels: see [`Batcher::hold`].
     pub held: Held,
 }
@@ -254,9 +254,10 @@ impl Batcher {
         for input in submission.inputs {
             let Input {
                 sequence,
-                key,
+                identity,
                 held,
             } = input;
+            let key = identity.content;
             let row = shared.recall((tenant, key), sequence.input_ids.len());
             if row.is_none() {
                 let (sender, receiver) = oneshot::channel();
@@ -265,6 +266,7 @@ impl Batcher {
                     cost: Cost::of(&sequence),
                     payload: Arc::new(Payload {
                         sequence,
+                        media_keys: identity.media,
                         _held: held,
                     }),
                     key,

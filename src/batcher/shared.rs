@@ -10,12 +10,13 @@ use super::cache::{CacheKey, RowCache};
 use super::pixels::{Held, PixelMemory};
 use super::schedule::Schedule;
 use super::{BatchPolicy, Embedding, Outcome};
-use crate::model::Sequence;
+use crate::model::{MediaKey, Sequence};
 
 /// What the schedule keeps of an input until it is computed.
 #[derive(Debug)]
 pub(super) struct Payload {
     pub(super) sequence: Sequence,
+    pub(super) media_keys: Vec<MediaKey>,
     /// Given back when the payload goes, wherever that is.
     pub(super) _held: Held,
 }

@@ -46,7 +46,7 @@ fn no_heart() -> Heartbeat {
 /// A request somebody waits for.
 fn interactive(sequences: Vec<Sequence>) -> Submission {
     let input = |sequence: Sequence| Input {
-        key: ContentKey::of(&sequence),
+        identity: Identity::of(&sequence),
         sequence,
         held: Held::default(),
     };

@@ -61,6 +61,11 @@ where
 
 fn pack(batch: &Batch<Arc<Payload>>) -> PackedBatch {
     PackedBatch {
+        media_keys: batch
+            .members
+            .iter()
+            .flat_map(|(_, payload)| payload.media_keys.iter().copied())
+            .collect(),
         tenants: batch.members.iter().map(|(tenant, _)| *tenant).collect(),
         ..PackedBatch::pack(batch.members.iter().map(|(_, payload)| &payload.sequence))
     }

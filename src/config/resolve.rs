@@ -47,6 +47,7 @@ impl Config {
                 device: value::device(values.text("engine.device")).unwrap_or_default(),
                 threads: values.count("engine.threads"),
                 max_prefix_bytes: values.count("engine.max_prefix_bytes"),
+                max_vision_bytes: values.count("cache.max_vision_bytes"),
                 watchdog: values.duration("engine.watchdog_ms"),
             },
             batch: BatchPolicy {

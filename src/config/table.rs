@@ -197,6 +197,9 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("cache.max_embedding_bytes", integer(0, MOST), "0", &[],
         "Most memory for the vectors of inputs that may come again. The header x-embed-cache then says hit or miss. 0: none are kept."),
 
+    setting("cache.max_vision_bytes", integer(0, MOST), "0", &[],
+        "Most memory for what the vision tower made of images and videos that may come again, in whatever input (CPU). 0: none is kept."),
+
     setting("server.host", Kind::Text, r#""127.0.0.1""#, &["host"],
         "Address to listen on. 0.0.0.0 or :: listens on all."),
     setting("server.port", integer(0, 65_535), "8080", &["port"],

@@ -13,6 +13,7 @@ mod refusal;
 #[cfg(test)]
 mod sample_checkpoint;
 mod shards;
+mod sights;
 
 pub use checkpoint::{Checkpoint, CheckpointSource};
 pub use error::EngineError;
@@ -25,7 +26,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use pass::Prefixes;
+use pass::{Memory, Prefixes};
+use sights::Sights;
 
 use crate::kernels::keep_awake;
 use crate::model::{ModelError, PackedBatch, Qwen3VlEncoder};
@@ -69,6 +71,8 @@ pub struct EngineSettings {
     pub threads: usize,
     /// Most bytes of keys and values that are kept for the prefixes requests have in common; 0 keeps none.
     pub max_prefix_bytes: usize,
+    /// Most bytes of what the vision tower said of pictures and videos that may come again; 0 keeps nothing.
+    pub max_vision_bytes: usize,
     /// How long the device thread may have work and give no sign of getting on with it; zero is for ever. It gives one at every layer.
     pub watchdog: Duration,
 }
@@ -80,6 +84,7 @@ impl Default for EngineSettings {
             device: DeviceChoice::default(),
             threads: 0,
             max_prefix_bytes: 256 << 20,
+            max_vision_bytes: 0,
             watchdog: Duration::from_secs(300),
         }
     }
@@ -173,7 +178,10 @@ impl Engine {
         let mut work = Work {
             encoder,
             pool,
-            prefixes: Prefixes::new(settings.max_prefix_bytes),
+            memory: Memory {
+                prefixes: Prefixes::new(settings.max_prefix_bytes),
+                sights: Sights::new(settings.max_vision_bytes),
+            },
             heart: heart.clone(),
         };
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -232,17 +240,17 @@ impl Engine {
 struct Work {
     encoder: Qwen3VlEncoder,
     pool: rayon::ThreadPool,
-    prefixes: Prefixes,
+    memory: Memory,
     heart: Heartbeat,
 }
 
 impl Work {
     fn run(&mut self, batch: &PackedBatch) -> Outcome {
-        let (encoder, prefixes, heart) = (&self.encoder, &mut self.prefixes, &self.heart);
+        let (encoder, memory, heart) = (&self.encoder, &mut self.memory, &self.heart);
         heart.beat();
-        // The encoder is only read and a prefix is kept whole or not at all, so a panic leaves nothing half-done behind.
+        // The encoder is only read and what is kept is kept whole or not at all, so a panic leaves nothing half-done behind.
         let pass = AssertUnwindSafe(|| {
-            let pass = || pass::run(encoder, prefixes, batch, heart);
+            let pass = || pass::run(encoder, memory, batch, heart);
             self.pool.install(|| keep_awake(pass))
         });
         let ended = catch_unwind(pass);

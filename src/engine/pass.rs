@@ -1,15 +1,18 @@
-//! A forward pass, and what it keeps for later ones: keys and values of the prefixes that requests have in common.
+//! A forward pass, and what it keeps for later ones: keys and values of the prefixes that requests have in common, and what the vision
+//! tower said of pictures that come again.
 //!
-//! In: a [`PackedBatch`]. Out: an [`Encoded`] for each sequence, the same bits whether its prefix was at hand or not.
+//! In: a [`PackedBatch`]. Out: an [`Encoded`] for each sequence, the same bits whether any of it was at hand or not.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Result;
 
+use super::sights::Sights;
 use super::{Encoded, Heartbeat};
 use crate::kernels::Activations;
-use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse, Tenant};
+use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse, Tenant, VisionFeatures};
 
 /// Whose prefix, and its tokens.
 type PrefixKey = (Tenant, Vec<u32>);
@@ -34,6 +37,10 @@ impl Prefixes {
         }
     }
 
+    fn is_off(&self) -> bool {
+        self.max_bytes == 0
+    }
+
     /// The prefix of exactly these tokens, which is now the most recently used.
     fn get(&mut self, tenant: Tenant, ids: &[u32]) -> Option<Arc<Prefix>> {
         let is_it = |(key, _): &(PrefixKey, _)| key.0 == tenant && key.1 == ids;
@@ -54,13 +61,92 @@ impl Prefixes {
     }
 }
 
-/// Runs a batch, skipping the prefixes that are kept and keeping those that are new.
+/// Everything kept for later passes.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) prefixes: Prefixes,
+    pub(super) sights: Sights,
+}
+
+/// What of a batch is at hand, and what of it is to be kept.
+#[derive(Debug, Default)]
+struct Recalled {
+    /// For each sequence.
+    past: Vec<Option<Arc<Prefix>>>,
+    /// Prefixes to keep, each with the sequence it is the beginning of.
+    keep: Vec<(PrefixKey, usize)>,
+    /// For each of the media, or empty.
+    seen: Vec<Option<Arc<VisionFeatures>>>,
+    /// Media to keep.
+    keep_media: Vec<usize>,
+}
+
+impl Memory {
+    fn recall(&mut self, encoder: &Qwen3VlEncoder, batch: &PackedBatch) -> Recalled {
+        let mut recalled = Recalled::default();
+        if !self.prefixes.is_off() {
+            self.recall_prefixes(encoder, batch, &mut recalled);
+        }
+        if !self.sights.is_off() && !batch.media_keys.is_empty() {
+            self.recall_sights(encoder, batch, &mut recalled);
+        }
+        recalled
+    }
+
+    fn recall_prefixes(
+        &mut self,
+        encoder: &Qwen3VlEncoder,
+        batch: &PackedBatch,
+        recalled: &mut Recalled,
+    ) {
+        let keep = &mut recalled.keep;
+        let mut room = self.prefixes.max_bytes;
+        for sequence in 0..batch.sequences() {
+            let (tenant, ids) = (batch.tenant(sequence), batch.prefix(sequence));
+            let known = if ids.is_empty() {
+                None
+            } else {
+                self.prefixes.get(tenant, ids)
+            };
+            // A prefix that several sequences bring is kept once.
+            let is_kept = |(key, _): &(PrefixKey, usize)| key.0 == tenant && key.1 == ids;
+            let is_new = known.is_none() && !keep.iter().any(is_kept);
+            // What does not fit is not even copied, and does not drive out what does.
+            let bytes = encoder.prefix_bytes(ids.len());
+            if is_new && !ids.is_empty() && bytes <= room {
+                room -= bytes;
+                keep.push(((tenant, ids.to_vec()), sequence));
+            }
+            recalled.past.push(known);
+        }
+    }
+
+    fn recall_sights(
+        &mut self,
+        encoder: &Qwen3VlEncoder,
+        batch: &PackedBatch,
+        recalled: &mut Recalled,
+    ) {
+        let mut kept = HashSet::new();
+        for (i, &key) in batch.media_keys.iter().enumerate() {
+            let tenant = batch.tenant(batch.media_sequences[i]);
+            let known = self.sights.get(tenant, key);
+            let bytes = encoder.feature_bytes(batch.media[i].grid.vision_tokens());
+            if known.is_none() && self.sights.has_room_for(bytes) && kept.insert((tenant, key)) {
+                recalled.keep_media.push(i);
+            }
+            recalled.seen.push(known);
+        }
+    }
+}
+
+/// Runs a batch, skipping what is kept and keeping what is new.
 ///
 /// # Errors
 /// Whatever the device says.
 pub(super) fn run(
     encoder: &Qwen3VlEncoder,
-    prefixes: &mut Prefixes,
+    memory: &mut Memory,
     batch: &PackedBatch,
     heart: &Heartbeat,
 ) -> Result<Vec<Encoded>> {
@@ -68,35 +154,14 @@ pub(super) fn run(
         heart.beat();
         Ok(())
     };
-    if prefixes.max_bytes == 0 || !encoder.can_reuse() {
+    if !encoder.can_reuse() {
         let rows = encoder.forward_traced(batch, &mut beat)?.to_vec2::<f32>()?;
         return Ok(rows.into_iter().map(|row| Encoded::new(row, 0)).collect());
     }
-    let mut past = Vec::with_capacity(batch.sequences());
-    let mut keep: Vec<(PrefixKey, usize)> = Vec::new();
-    let mut room = prefixes.max_bytes;
-    for sequence in 0..batch.sequences() {
-        let (tenant, ids) = (batch.tenant(sequence), batch.prefix(sequence));
-        let known = if ids.is_empty() {
-            None
-        } else {
-            prefixes.get(tenant, ids)
-        };
-        // A prefix that several sequences bring is kept once.
-        let is_kept = |(key, _): &(PrefixKey, usize)| key.0 == tenant && key.1 == ids;
-        let is_new = known.is_none() && !keep.iter().any(is_kept);
-        // What does not fit is not even copied, and does not drive out what does.
-        let bytes = encoder.prefix_bytes(ids.len());
-        if is_new && !ids.is_empty() && bytes <= room {
-            room -= bytes;
-            keep.push(((tenant, ids.to_vec()), sequence));
-        }
-        past.push(known);
-    }
-    let cached: Vec<usize> = past
-        .iter()
-        .map(|past| past.as_ref().map_or(0, |past| past.tokens))
-        .collect();
+    let recalled = memory.recall(encoder, batch);
+    let tokens_of = |past: &Option<Arc<Prefix>>| past.as_ref().map_or(0, |past| past.tokens);
+    let mut cached: Vec<usize> = recalled.past.iter().map(tokens_of).collect();
+    cached.resize(batch.sequences(), 0);
     let trimmed;
     let rest = if cached.iter().any(|&tokens| tokens > 0) {
         trimmed = batch.without_first(&cached);
@@ -104,7 +169,8 @@ pub(super) fn run(
     } else {
         batch
     };
-    let rows: Vec<Range<u32>> = keep
+    let rows: Vec<Range<u32>> = recalled
+        .keep
         .iter()
         .map(|((_, ids), sequence)| {
             let start = rest.cu_seqlens[*sequence];
@@ -112,12 +178,18 @@ pub(super) fn run(
         })
         .collect();
     let reuse = Reuse {
-        past: &past,
+        past: &recalled.past,
         keep: &rows,
+        seen: &recalled.seen,
+        keep_media: &recalled.keep_media,
     };
     let (pooled, kept) = encoder.forward_reusing(rest, reuse, &mut beat)?;
-    for ((key, _), prefix) in keep.into_iter().zip(kept) {
-        prefixes.insert(key, prefix);
+    for ((key, _), prefix) in recalled.keep.into_iter().zip(kept.prefixes) {
+        memory.prefixes.insert(key, prefix);
+    }
+    for (i, features) in recalled.keep_media.into_iter().zip(kept.features) {
+        let tenant = batch.tenant(batch.media_sequences[i]);
+        memory.sights.insert(tenant, batch.media_keys[i], features);
     }
     let rows = pooled.to_vec2::<f32>()?.into_iter().zip(cached);
     Ok(rows
@@ -131,6 +203,14 @@ mod tests {
     use crate::engine::{Checkpoint, CheckpointSource};
     use crate::kernels::{Kernels, Precision};
     use crate::model::{GridThw, Patches, Sequence};
+
+    /// That keeps prefixes and nothing else.
+    fn memory(max_prefix_bytes: usize) -> Memory {
+        Memory {
+            prefixes: Prefixes::new(max_prefix_bytes),
+            sights: Sights::new(0),
+        }
+    }
 
     fn heart() -> Heartbeat {
         Heartbeat::new(std::time::Duration::ZERO)
@@ -175,7 +255,7 @@ mod tests {
     fn rows_with_a_kept_prefix_are_the_bits_of_rows_computed_whole() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let encoder = encoder(precision);
-            let mut prefixes = Prefixes::new(1 << 30);
+            let mut prefixes = memory(1 << 30);
             let sequences = [
                 sequence((23, 1), 5, false),
                 sequence((23, 1), 300, true),
@@ -209,7 +289,7 @@ mod tests {
     #[test]
     fn a_prefix_serves_only_the_tenant_it_was_kept_of() {
         let encoder = encoder(Precision::F32);
-        let mut prefixes = Prefixes::new(1 << 30);
+        let mut prefixes = memory(1 << 30);
         let sequence = sequence((23, 1), 5, false);
         let mut cached = |tenants: &[u128]| {
             let batch = PackedBatch {
@@ -228,7 +308,7 @@ mod tests {
     #[test]
     fn the_prefix_used_longest_ago_goes_first_and_the_bound_holds() {
         let encoder = encoder(Precision::F32);
-        let one = |prefixes: &mut Prefixes, instruction| {
+        let one = |prefixes: &mut Memory, instruction| {
             let sequence = sequence((20, instruction), 4, false);
             run(
                 &encoder,
@@ -239,15 +319,15 @@ mod tests {
             .unwrap()[0]
                 .cached_tokens
         };
-        let mut sizing = Prefixes::new(usize::MAX);
+        let mut sizing = memory(usize::MAX);
         one(&mut sizing, 1);
-        let bytes = sizing.kept[0].1.bytes();
+        let bytes = sizing.prefixes.kept[0].1.bytes();
         assert_eq!(bytes, encoder.prefix_bytes(20));
-        let mut prefixes = Prefixes::new(2 * bytes);
+        let mut prefixes = memory(2 * bytes);
         assert_eq!([1, 2, 1, 3].map(|i| one(&mut prefixes, i)), [0, 0, 20, 0]);
         // 2 was used longest ago and made room for 3.
         assert_eq!([1, 3, 2].map(|i| one(&mut prefixes, i)), [20, 20, 0]);
-        assert_eq!(prefixes.kept.len(), 2);
+        assert_eq!(prefixes.prefixes.kept.len(), 2);
         // One that is larger than the bound is not kept, and nothing goes for it.
         let large = sequence((41, 9), 4, false);
         let large = PackedBatch::pack([&large]);
@@ -258,7 +338,81 @@ mod tests {
             );
         }
         assert_eq!([3, 2].map(|i| one(&mut prefixes, i)), [20, 20]);
-        let mut off = Prefixes::new(0);
+        let mut off = memory(0);
         assert_eq!([1, 1].map(|i| one(&mut off, i)), [0, 0]);
+    }
+
+    /// A batch whose media have keys; the n-th has the n-th of `keys`.
+    fn keyed(sequences: &[Sequence], keys: &[u8]) -> PackedBatch {
+        PackedBatch {
+            media_keys: keys.iter().map(|&key| [key; 32]).collect(),
+            ..PackedBatch::pack(sequences)
+        }
+    }
+
+    #[test]
+    fn rows_with_pictures_seen_before_are_the_bits_of_rows_computed_whole() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let encoder = encoder(precision);
+            let mut other = sequence((0, 4), 12, true);
+            Arc::make_mut(&mut other.media[0]).pixels.reverse();
+            let sequences = [
+                sequence((23, 1), 30, true),
+                other,
+                sequence((23, 1), 5, false),
+                sequence((0, 3), 9, true),
+            ];
+            let whole: Vec<Vec<f32>> = sequences
+                .iter()
+                .map(|sequence| encoder.forward(&PackedBatch::pack([sequence])).unwrap())
+                .map(|row| row.to_vec2::<f32>().unwrap().remove(0))
+                .collect();
+            for max_prefix_bytes in [0, 1 << 30] {
+                let mut memory = Memory {
+                    prefixes: Prefixes::new(max_prefix_bytes),
+                    sights: Sights::new(1 << 30),
+                };
+                // The first alone; then it is known and the others not; then all are.
+                let first = keyed(&sequences[..1], &[1]);
+                run(&encoder, &mut memory, &first, &heart()).unwrap();
+                let one = memory.sights.bytes();
+                assert_eq!(one, encoder.feature_bytes(4) as u64);
+                for _ in 0..2 {
+                    // The last picture is the first one again.
+                    let batch = keyed(&sequences, &[1, 2, 1]);
+                    let encoded = run(&encoder, &mut memory, &batch, &heart()).unwrap();
+                    for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
+                        assert_eq!(&encoded.row, whole, "{precision:?}, sequence {i}");
+                    }
+                    assert_eq!(memory.sights.bytes(), 2 * one);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_seen_serves_its_tenant_only_and_is_used() {
+        let encoder = encoder(Precision::F32);
+        let mut memory = Memory {
+            prefixes: Prefixes::new(0),
+            sights: Sights::new(1 << 30),
+        };
+        let mut other = sequence((0, 1), 5, true);
+        let same = other.clone();
+        Arc::make_mut(&mut other.media[0]).pixels.reverse();
+        let mut row = |sequence: &Sequence, tenant| {
+            let batch = PackedBatch {
+                tenants: vec![Tenant(tenant)],
+                ..keyed(std::slice::from_ref(sequence), &[1])
+            };
+            run(&encoder, &mut memory, &batch, &heart())
+                .unwrap()
+                .remove(0)
+                .row
+        };
+        let first = row(&same, 1);
+        // A key that lies shows that the tower was not asked again, and that another tenant's was.
+        assert_eq!(row(&other, 1), first);
+        assert_ne!(row(&other, 2), first);
     }
 }

@@ -1,5 +1,6 @@
 //! What the encoder eats: one [`Sequence`] an input, many of them concatenated into a [`PackedBatch`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The patch grid of one image (`t == 1`) or one video (`t` frame pairs): sizes in 16-pixel patches.
@@ -27,6 +28,9 @@ impl GridThw {
         self.patches() / 4
     }
 }
+
+/// A digest of a [`Patches`]: equal for equal pixels on equal grids.
+pub type MediaKey = [u8; 32];
 
 /// The pixels of one image or video, cut into patches, not yet normalised.
 ///
@@ -83,6 +87,10 @@ pub struct PackedBatch {
     pub tenants: Vec<Tenant>,
     /// Images and videos of all sequences, in order.
     pub media: Vec<Arc<Patches>>,
+    /// For each of `media` its key, or empty where nobody looks them up.
+    pub media_keys: Vec<MediaKey>,
+    /// `[media]`: the sequence each belongs to.
+    pub media_sequences: Vec<usize>,
     /// `[vision_tokens]`: rows of the packed tokens that vision features fill.
     pub vision_rows: Vec<u32>,
 }
@@ -96,6 +104,9 @@ impl PackedBatch {
         };
         for sequence in sequences {
             let start = batch.input_ids.len() as u32;
+            let number = batch.sequences();
+            let owners = sequence.media.iter().map(|_| number);
+            batch.media_sequences.extend(owners);
             batch.input_ids.extend_from_slice(&sequence.input_ids);
             for (all, own) in batch.position_ids.iter_mut().zip(&sequence.position_ids) {
                 all.extend_from_slice(own);
@@ -122,6 +133,17 @@ impl PackedBatch {
         self.tenants.get(sequence).copied().unwrap_or_default()
     }
 
+    /// Which of `vision_rows` each of `media` fills.
+    pub fn vision_spans(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let span = |patches: &Arc<Patches>| {
+            let start = end;
+            end += patches.grid.vision_tokens();
+            start..end
+        };
+        self.media.iter().map(span).collect()
+    }
+
     /// The batch without the first `tokens[i]` tokens of each sequence `i`, none of which is a vision token, and not all of its
     /// tokens.
     #[must_use]
@@ -130,6 +152,8 @@ impl PackedBatch {
             cu_seqlens: vec![0],
             media: self.media.clone(),
             tenants: self.tenants.clone(),
+            media_keys: self.media_keys.clone(),
+            media_sequences: self.media_sequences.clone(),
             ..PackedBatch::default()
         };
         let mut vision_rows = self.vision_rows.iter().peekable();
