@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cost::Cost;
 use super::lane::Lane;
-use super::schedule::{Group, Instant, Phase, Schedule};
+use super::schedule::{Group, Instant, Phase, Running, Schedule};
 use super::{BatcherError, Priority};
 use crate::model::Tenant;
 
@@ -111,9 +111,8 @@ impl<P: Clone, W> Schedule<P, W> {
         if priority == Priority::Bulk {
             micros += self.lanes[Priority::Interactive as usize].price();
         }
-        let running = self.running.as_ref().map_or(Duration::ZERO, |pass| {
-            (pass.started + pass.expected).saturating_sub(now)
-        });
+        let rest = |pass: &Running| (pass.started + pass.expected).saturating_sub(now);
+        let running: Duration = self.passes.iter().map(rest).sum();
         running + Duration::from_micros(micros)
     }
 

@@ -1,5 +1,8 @@
 //! Which of what waits runs together, and when: chosen at the last moment, when the device is free, so that whoever came during a pass
 //! has its turn. Nothing is padded, so a batch is made by naming its members.
+//!
+//! A pass of anything but short texts yields: the device puts a pass of short interactive texts in between two of its layers, for one
+//! picture takes many times as long as a query and cannot be split.
 
 use std::time::Duration;
 
@@ -7,7 +10,7 @@ use super::Priority;
 use super::cost::Cost;
 use super::door::is_light;
 use super::lane::JobId;
-use super::schedule::{Instant, Phase, Running, Schedule};
+use super::schedule::{Instant, PassId, Phase, Running, Schedule};
 use crate::model::Tenant;
 
 /// Bulk work gets at least this part of the device while interactive work could take all of it.
@@ -29,6 +32,7 @@ pub(super) enum Step<P> {
 /// The members of a pass, in order.
 #[derive(Debug, Clone)]
 pub(super) struct Batch<P> {
+    pub(super) pass: PassId,
     pub(super) members: Vec<(Tenant, P)>,
 }
 
@@ -38,14 +42,16 @@ impl<P: Clone, W> Schedule<P, W> {
         if self.phase == Phase::Lost {
             return Step::Finished;
         }
-        if self.running.is_some() {
-            return Step::Wait(None);
+        match &self.passes[..] {
+            [] => {}
+            [long] if long.yields && self.may_interrupt => return self.put_between(now),
+            _ => return Step::Wait(None),
         }
         while let Some(priority) = self.turn() {
             if let Some(until) = self.company_until(now, priority) {
                 return Step::Wait(Some(until));
             }
-            let members = self.form(now, priority);
+            let members = self.form(now, (priority, false));
             if !members.is_empty() {
                 return Step::Run(self.start(now, priority, members));
             }
@@ -54,6 +60,15 @@ impl<P: Clone, W> Schedule<P, W> {
             Phase::Open => Step::Wait(None),
             _ => Step::Finished,
         }
+    }
+
+    /// The short texts whose turn it is, while something long runs.
+    fn put_between(&mut self, now: Instant) -> Step<P> {
+        let members = self.form(now, (Priority::Interactive, true));
+        if members.is_empty() {
+            return Step::Wait(None);
+        }
+        Step::Run(self.start(now, Priority::Interactive, members))
     }
 
     /// Whose turn it is: interactive work's, unless bulk work was kept waiting for more than its share.
@@ -103,8 +118,8 @@ impl<P: Clone, W> Schedule<P, W> {
     }
 
     /// Takes the members of the next pass out of a lane: in its order, as many as the budgets allow, at least one. None when all whose
-    /// turn it was had run out of time.
-    fn form(&mut self, now: Instant, priority: Priority) -> Vec<JobId> {
+    /// turn it was had run out of time, or when `only_light` and what is next is not.
+    fn form(&mut self, now: Instant, (priority, only_light): (Priority, bool)) -> Vec<JobId> {
         let (max_tokens, slice) = (self.max_tokens(), self.bulk_slice());
         let mut members = Vec::new();
         let mut tokens = 0;
@@ -122,6 +137,9 @@ impl<P: Clone, W> Schedule<P, W> {
                 Some(speed) if is_heavy => speed.marginal(cost),
                 _ => Duration::ZERO,
             };
+            if only_light && (alone || is_heavy) {
+                break;
+            }
             let fits = tokens + cost.tokens() <= max_tokens
                 && members.len() < self.policy.max_sequences
                 && (!is_heavy || heavy + time <= slice)
@@ -142,14 +160,18 @@ impl<P: Clone, W> Schedule<P, W> {
     }
 
     fn start(&mut self, now: Instant, priority: Priority, members: Vec<JobId>) -> Batch<P> {
+        let pass = PassId(self.fresh_id());
         let mut batch = Batch {
+            pass,
             members: Vec::with_capacity(members.len()),
         };
         let mut cost = Cost::default();
+        let mut yields = priority == Priority::Bulk;
         for id in &members {
             if let Some(job) = self.jobs.get_mut(id) {
                 job.running = true;
                 cost.add(job.priced.cost);
+                yields |= !is_light(job.priced.cost);
                 batch.members.push((job.tenant, job.payload.clone()));
             }
         }
@@ -161,13 +183,16 @@ impl<P: Clone, W> Schedule<P, W> {
             Priority::Interactive => Priority::Bulk,
             Priority::Bulk => Priority::Interactive,
         };
-        self.running = Some(Running {
+        self.passes.push(Running {
+            id: pass,
             members,
             cost,
             started: now,
             expected,
             priority,
             contended: !self.lanes[other as usize].is_empty(),
+            yields,
+            interrupted: Duration::ZERO,
         });
         batch
     }

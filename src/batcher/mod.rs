@@ -5,8 +5,8 @@
 //!
 //! - Two lanes: work somebody waits for does not stand behind bulk work, which gets a tenth of the device all the same.
 //! - In a lane, tenants take turns (`lane`), so no key's flood delays another's requests by more than its own.
-//! - A pass of bulk work is kept short by what was measured (`cost`), sequence by sequence. One sequence is never split: a single
-//!   very large picture or video keeps the device for as long as it takes.
+//! - A pass of bulk work is kept short by what was measured (`cost`), sequence by sequence. One sequence is never split; short
+//!   interactive texts have a pass of their own between two layers of a long one (`forming`).
 //! - The same input twice in flight is computed once.
 //! - What was computed lately is not computed again, where the operator gives it memory (`cache`).
 //! - The queue is bounded in tokens and bytes, and takes nothing that is not expected to be answered in time (`door`).

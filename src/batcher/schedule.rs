@@ -61,8 +61,13 @@ pub(super) struct Job<P, W> {
     pub(super) waiters: Vec<Waiter<W>>,
 }
 
+/// A pass, by the order they began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PassId(pub(super) u64);
+
 /// A pass the device has been given.
 pub(super) struct Running {
+    pub(super) id: PassId,
     pub(super) members: Vec<JobId>,
     pub(super) cost: Cost,
     pub(super) started: Instant,
@@ -70,6 +75,10 @@ pub(super) struct Running {
     pub(super) priority: Priority,
     /// Whether the other lane had work when it began.
     pub(super) contended: bool,
+    /// Whether the device may put a short one in between: it is neither short itself nor in between another.
+    pub(super) yields: bool,
+    /// Time it has lost so.
+    pub(super) interrupted: Duration,
 }
 
 /// Whether anything is let in.
@@ -92,7 +101,10 @@ pub(super) struct Schedule<P, W> {
     /// somebody else asked the same.
     in_flight: HashMap<(Tenant, ContentKey), JobId>,
     tickets: HashMap<Ticket, JobId>,
-    pub(super) running: Option<Running>,
+    /// None, one, or one that yields and the one in between.
+    pub(super) passes: Vec<Running>,
+    /// Whether the device has room for a second pass beside a long one, as far as is known.
+    pub(super) may_interrupt: bool,
     pub(super) speed: Option<Speed>,
     /// What the device was found to have memory for.
     pub(super) learned_max_tokens: usize,
@@ -112,7 +124,8 @@ impl<P: Clone, W> Schedule<P, W> {
             jobs: BTreeMap::new(),
             in_flight: HashMap::new(),
             tickets: HashMap::new(),
-            running: None,
+            passes: Vec::new(),
+            may_interrupt: true,
             speed: None,
             learned_max_tokens: usize::MAX,
             owed_to_bulk: 0,
@@ -199,7 +212,7 @@ impl<P: Clone, W> Schedule<P, W> {
         self.in_flight.contains_key(&(tenant, key))
     }
 
-    fn fresh_id(&mut self) -> u64 {
+    pub(super) fn fresh_id(&mut self) -> u64 {
         self.ids += 1;
         self.ids
     }
@@ -295,7 +308,7 @@ impl<P: Clone, W> Schedule<P, W> {
     /// The device is gone: nobody will be answered by it.
     pub(super) fn lose(&mut self) {
         self.phase = Phase::Lost;
-        self.running = None;
+        self.passes.clear();
         while let Some((&id, _)) = self.jobs.first_key_value() {
             self.answer(id, Instant::ZERO, |_| Err(BatcherError::Unavailable));
         }
@@ -314,7 +327,7 @@ impl<P: Clone, W> Schedule<P, W> {
             waiting.cost = lane.cost();
             waiting.expected = Duration::from_micros(lane.price());
         }
-        counters.running_inputs = self.running.as_ref().map_or(0, |pass| pass.members.len());
+        counters.running_inputs = self.passes.iter().map(|pass| pass.members.len()).sum();
         counters.learned_max_tokens =
             Some(self.learned_max_tokens).filter(|tokens| *tokens < usize::MAX);
         counters

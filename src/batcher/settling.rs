@@ -1,18 +1,30 @@
 //! What becomes of a pass: rows go to those who wait, and what failed is tried again where that can help.
 
+use std::time::Duration;
+
 use super::cost::Speed;
 use super::forming::BULK_SHARE;
 use super::lane::JobId;
-use super::schedule::{Instant, Running, Schedule};
+use super::schedule::{Instant, PassId, Running, Schedule};
 use super::{BatcherError, Embedding, Priority};
 use crate::engine::{Encoded, EngineError};
 
 impl<P: Clone, W> Schedule<P, W> {
-    /// The pass that ran has ended.
-    pub(super) fn finish(&mut self, now: Instant, rows: Result<Vec<Encoded>, EngineError>) {
-        let Some(pass) = self.running.take() else {
+    /// A pass has ended.
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        pass: PassId,
+        rows: Result<Vec<Encoded>, EngineError>,
+    ) {
+        let Some(at) = self.passes.iter().position(|running| running.id == pass) else {
             return;
         };
+        let pass = self.passes.remove(at);
+        let took = net(now, &pass);
+        for other in &mut self.passes {
+            other.interrupted += took;
+        }
         self.settle_shares(now, &pass);
         match rows {
             Ok(rows) if rows.len() == pass.members.len() => self.hand_out(now, &pass, rows),
@@ -32,7 +44,7 @@ impl<P: Clone, W> Schedule<P, W> {
 
     /// Books the time of a pass between the lanes.
     fn settle_shares(&mut self, now: Instant, pass: &Running) {
-        let micros = now.saturating_sub(pass.started).as_micros() as i64;
+        let micros = net(now, pass).as_micros() as i64;
         match (pass.priority, pass.contended) {
             (Priority::Interactive, true) => self.owed_to_bulk += micros,
             (Priority::Bulk, true) => self.owed_to_bulk -= (BULK_SHARE - 1) * micros,
@@ -43,13 +55,14 @@ impl<P: Clone, W> Schedule<P, W> {
 
     fn hand_out(&mut self, now: Instant, pass: &Running, rows: Vec<Encoded>) {
         let forward = now.saturating_sub(pass.started);
-        self.speed = Some(Speed::learn(self.speed, pass.cost, forward));
+        let took = net(now, pass);
+        self.speed = Some(Speed::learn(self.speed, pass.cost, took));
         let counters = &mut self.counters;
         counters.batches += 1;
         counters.batch_inputs += pass.members.len() as u64;
         counters.text_tokens += pass.cost.text_tokens as u64;
         counters.vision_tokens += pass.cost.vision_tokens as u64;
-        counters.computing += forward;
+        counters.computing += took;
         for (&id, encoded) in pass.members.iter().zip(rows) {
             if encoded.row.iter().any(|x| !x.is_finite()) {
                 // The same numbers again would be the same: it is not tried a second time.
@@ -82,7 +95,12 @@ impl<P: Clone, W> Schedule<P, W> {
         if is_memory {
             self.counters.out_of_memory += 1;
         }
-        if is_memory && sequences > 1 {
+        // Not that it is too large: there is something else.
+        let in_between = is_memory && !self.passes.is_empty();
+        if in_between {
+            self.may_interrupt = false;
+            tracing::warn!(%error, "the device has no memory for a second pass; queries wait for long ones from now on");
+        } else if is_memory && sequences > 1 {
             self.learned_max_tokens = (tokens / 2).max(1);
             let max_tokens = self.learned_max_tokens;
             tracing::warn!(%error, sequences, tokens, max_tokens, "the device ran out of memory; passes are smaller from now on");
@@ -93,11 +111,11 @@ impl<P: Clone, W> Schedule<P, W> {
             let Some(job) = self.jobs.get_mut(&id) else {
                 continue;
             };
-            if job.alone || (is_memory && sequences == 1) {
+            if !in_between && (job.alone || (is_memory && sequences == 1)) {
                 self.fail_for_good(id, pass, error);
             } else {
                 // One poisoned input must not take its neighbours along, nor a passing fault all of them.
-                job.alone = !is_memory;
+                job.alone |= !is_memory;
                 self.put_back(id);
             }
         }
@@ -124,4 +142,10 @@ impl<P: Clone, W> Schedule<P, W> {
             self.lanes[priority as usize].push(tenant, id, priced);
         }
     }
+}
+
+/// The time a pass took itself.
+fn net(now: Instant, pass: &Running) -> Duration {
+    now.saturating_sub(pass.started)
+        .saturating_sub(pass.interrupted)
 }

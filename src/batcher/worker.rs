@@ -2,6 +2,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::Fate;
 use super::forming::{Batch, Step};
@@ -19,33 +22,33 @@ where
     E: Fn(PackedBatch) -> F,
     F: Future<Output = Rows>,
 {
+    let mut passes = FuturesUnordered::new();
     let mut ended = None;
     loop {
         let arrival = shared.arrived.notified();
         let (step, answers, phase) = {
             let mut schedule = shared.lock();
-            if let Some(rows) = ended.take() {
-                schedule.finish(shared.now(), rows);
+            if let Some((pass, rows)) = ended.take() {
+                schedule.finish(shared.now(), pass, rows);
             }
             let step = schedule.next(shared.now());
             (step, schedule.take_answers(), schedule.phase)
         };
         match step {
             Step::Run(batch) => {
-                let pass = encode(pack(&batch));
+                let rows = encode(pack(&batch));
+                passes.push(async move { (batch.pass, rows.await) });
                 // Only now, so that the device does not wait while a thousand clients are told.
                 shared.tell(answers);
-                ended = Some(pass.await);
             }
             Step::Wait(until) => {
                 shared.tell(answers);
-                match until {
+                tokio::select! {
+                    biased;
+                    Some(pass) = passes.next() => ended = Some(pass),
                     // `notify_one` leaves a permit when nobody waits yet, so an arrival since the look is not missed.
-                    None => arrival.await,
-                    Some(until) => {
-                        let pause = until.saturating_sub(shared.now());
-                        let _ = tokio::time::timeout(pause, arrival).await;
-                    }
+                    () = arrival => {}
+                    () = pause(until, &shared) => {}
                 }
             }
             Step::Finished => {
@@ -56,6 +59,14 @@ where
                 };
             }
         }
+    }
+}
+
+/// Until that time, or for ever.
+async fn pause(until: Option<Duration>, shared: &Shared) {
+    match until {
+        Some(until) => tokio::time::sleep(until.saturating_sub(shared.now())).await,
+        None => std::future::pending().await,
     }
 }
 

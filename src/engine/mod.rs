@@ -20,7 +20,7 @@ pub use error::EngineError;
 pub use heartbeat::Heartbeat;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -175,24 +175,19 @@ impl Engine {
             parameters: (all - head) as u64,
         };
         let heart = Heartbeat::new(settings.watchdog);
-        let mut work = Work {
+        let work = Work {
             encoder,
             pool,
-            memory: Memory {
+            memory: Mutex::new(Memory {
                 prefixes: Prefixes::new(settings.max_prefix_bytes),
                 sights: Sights::new(settings.max_vision_bytes),
-            },
+            }),
             heart: heart.clone(),
         };
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || {
-                for job in queue {
-                    // The receiver may have left; then nobody wants the rows.
-                    let _ = job.reply.send(work.run(&job.batch));
-                }
-            })
+            .spawn(move || work.run(&Mutex::new(queue)))
             .map_err(|error| EngineError::Device {
                 device: picked.device,
                 reason: error.to_string(),
@@ -236,29 +231,53 @@ impl Engine {
     }
 }
 
+/// Where batches come from. Locked by the engine thread, or by the pass it waits for.
+type Jobs = Mutex<mpsc::Receiver<Job>>;
+
 /// What the thread works with.
 struct Work {
     encoder: Qwen3VlEncoder,
     pool: rayon::ThreadPool,
-    memory: Memory,
+    memory: Mutex<Memory>,
     heart: Heartbeat,
 }
 
 impl Work {
-    fn run(&mut self, batch: &PackedBatch) -> Outcome {
-        let (encoder, memory, heart) = (&self.encoder, &mut self.memory, &self.heart);
-        heart.beat();
+    /// Until the last handle has gone.
+    fn run(&self, jobs: &Jobs) {
+        loop {
+            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(job) = next else {
+                return;
+            };
+            self.heart.beat();
+            let pass = || self.answer(job, Some(jobs));
+            self.pool.install(|| keep_awake(pass));
+            self.heart.rest();
+        }
+    }
+
+    /// Computes a batch; with `jobs`, one that comes meanwhile has a pass of its own between two layers of this one. Whoever sends a
+    /// second before the first is answered wants that.
+    fn answer(&self, job: Job, jobs: Option<&Jobs>) {
+        let between = || {
+            self.heart.beat();
+            let jobs = jobs.and_then(|jobs| jobs.try_lock().ok());
+            let next = jobs.and_then(|jobs| jobs.try_recv().ok());
+            // One, not all: the long pass gets on with a layer for each.
+            if let Some(job) = next {
+                self.answer(job, None);
+            }
+        };
         // The encoder is only read and what is kept is kept whole or not at all, so a panic leaves nothing half-done behind.
-        let pass = AssertUnwindSafe(|| {
-            let pass = || pass::run(encoder, memory, batch, heart);
-            self.pool.install(|| keep_awake(pass))
-        });
-        let ended = catch_unwind(pass);
-        heart.rest();
-        match ended {
+        let pass =
+            AssertUnwindSafe(|| pass::run(&self.encoder, &self.memory, &job.batch, &between));
+        let outcome = match catch_unwind(pass) {
             Ok(rows) => rows.map_err(|error| EngineError::of_pass(error.to_string())),
             Err(_) => Err(EngineError::Panicked),
-        }
+        };
+        // The receiver may have left; then nobody wants the rows.
+        let _ = job.reply.send(outcome);
     }
 }
 

@@ -5,12 +5,12 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
 
+use super::Encoded;
 use super::sights::Sights;
-use super::{Encoded, Heartbeat};
 use crate::kernels::Activations;
 use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse, Tenant, VisionFeatures};
 
@@ -140,25 +140,33 @@ impl Memory {
     }
 }
 
+/// What is done between two layers.
+pub(super) type Between<'a> = &'a (dyn Fn() + Sync);
+
+fn locked(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    // What is kept is kept whole or not at all, so a panic elsewhere leaves nothing half-done.
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a batch, skipping what is kept and keeping what is new.
 ///
 /// # Errors
 /// Whatever the device says.
 pub(super) fn run(
     encoder: &Qwen3VlEncoder,
-    memory: &mut Memory,
+    memory: &Mutex<Memory>,
     batch: &PackedBatch,
-    heart: &Heartbeat,
+    between: Between<'_>,
 ) -> Result<Vec<Encoded>> {
     let mut beat = |_: &str, _: &Activations| {
-        heart.beat();
+        between();
         Ok(())
     };
     if !encoder.can_reuse() {
         let rows = encoder.forward_traced(batch, &mut beat)?.to_vec2::<f32>()?;
         return Ok(rows.into_iter().map(|row| Encoded::new(row, 0)).collect());
     }
-    let recalled = memory.recall(encoder, batch);
+    let recalled = locked(memory).recall(encoder, batch);
     let tokens_of = |past: &Option<Arc<Prefix>>| past.as_ref().map_or(0, |past| past.tokens);
     let mut cached: Vec<usize> = recalled.past.iter().map(tokens_of).collect();
     cached.resize(batch.sequences(), 0);
@@ -184,6 +192,7 @@ pub(super) fn run(
         keep_media: &recalled.keep_media,
     };
     let (pooled, kept) = encoder.forward_reusing(rest, reuse, &mut beat)?;
+    let mut memory = locked(memory);
     for ((key, _), prefix) in recalled.keep.into_iter().zip(kept.prefixes) {
         memory.prefixes.insert(key, prefix);
     }
@@ -205,15 +214,11 @@ mod tests {
     use crate::model::{GridThw, Patches, Sequence};
 
     /// That keeps prefixes and nothing else.
-    fn memory(max_prefix_bytes: usize) -> Memory {
-        Memory {
+    fn memory(max_prefix_bytes: usize) -> Mutex<Memory> {
+        Mutex::new(Memory {
             prefixes: Prefixes::new(max_prefix_bytes),
             sights: Sights::new(0),
-        }
-    }
-
-    fn heart() -> Heartbeat {
-        Heartbeat::new(std::time::Duration::ZERO)
+        })
     }
 
     fn encoder(precision: Precision) -> Qwen3VlEncoder {
@@ -255,7 +260,7 @@ mod tests {
     fn rows_with_a_kept_prefix_are_the_bits_of_rows_computed_whole() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let encoder = encoder(precision);
-            let mut prefixes = memory(1 << 30);
+            let prefixes = memory(1 << 30);
             let sequences = [
                 sequence((23, 1), 5, false),
                 sequence((23, 1), 300, true),
@@ -270,7 +275,7 @@ mod tests {
                 .collect();
             for cached in [[0; 5], [23, 23, 40, 0, 23]] {
                 let batch = PackedBatch::pack(&sequences);
-                let encoded = run(&encoder, &mut prefixes, &batch, &heart()).unwrap();
+                let encoded = run(&encoder, &prefixes, &batch, &|| ()).unwrap();
                 for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
                     assert_eq!(encoded.cached_tokens, cached[i], "{precision:?}, {i}");
                     assert_eq!(&encoded.row, whole, "{precision:?}, sequence {i}");
@@ -278,9 +283,9 @@ mod tests {
             }
             let alone = run(
                 &encoder,
-                &mut prefixes,
+                &prefixes,
                 &PackedBatch::pack([&sequences[1]]),
-                &heart(),
+                &|| (),
             );
             assert_eq!(alone.unwrap()[0].row, whole[1]);
         }
@@ -289,14 +294,14 @@ mod tests {
     #[test]
     fn a_prefix_serves_only_the_tenant_it_was_kept_of() {
         let encoder = encoder(Precision::F32);
-        let mut prefixes = memory(1 << 30);
+        let prefixes = memory(1 << 30);
         let sequence = sequence((23, 1), 5, false);
-        let mut cached = |tenants: &[u128]| {
+        let cached = |tenants: &[u128]| {
             let batch = PackedBatch {
                 tenants: tenants.iter().copied().map(Tenant).collect(),
                 ..PackedBatch::pack(tenants.iter().map(|_| &sequence))
             };
-            let encoded = run(&encoder, &mut prefixes, &batch, &heart()).unwrap();
+            let encoded = run(&encoder, &prefixes, &batch, &|| ()).unwrap();
             let cached = encoded.iter().map(|encoded| encoded.cached_tokens);
             cached.collect::<Vec<_>>()
         };
@@ -308,38 +313,32 @@ mod tests {
     #[test]
     fn the_prefix_used_longest_ago_goes_first_and_the_bound_holds() {
         let encoder = encoder(Precision::F32);
-        let one = |prefixes: &mut Memory, instruction| {
+        let one = |prefixes: &Mutex<Memory>, instruction| {
             let sequence = sequence((20, instruction), 4, false);
-            run(
-                &encoder,
-                prefixes,
-                &PackedBatch::pack([&sequence]),
-                &heart(),
-            )
-            .unwrap()[0]
+            run(&encoder, prefixes, &PackedBatch::pack([&sequence]), &|| ()).unwrap()[0]
                 .cached_tokens
         };
-        let mut sizing = memory(usize::MAX);
-        one(&mut sizing, 1);
-        let bytes = sizing.prefixes.kept[0].1.bytes();
+        let sizing = memory(usize::MAX);
+        one(&sizing, 1);
+        let bytes = locked(&sizing).prefixes.kept[0].1.bytes();
         assert_eq!(bytes, encoder.prefix_bytes(20));
-        let mut prefixes = memory(2 * bytes);
-        assert_eq!([1, 2, 1, 3].map(|i| one(&mut prefixes, i)), [0, 0, 20, 0]);
+        let prefixes = memory(2 * bytes);
+        assert_eq!([1, 2, 1, 3].map(|i| one(&prefixes, i)), [0, 0, 20, 0]);
         // 2 was used longest ago and made room for 3.
-        assert_eq!([1, 3, 2].map(|i| one(&mut prefixes, i)), [20, 20, 0]);
-        assert_eq!(prefixes.prefixes.kept.len(), 2);
+        assert_eq!([1, 3, 2].map(|i| one(&prefixes, i)), [20, 20, 0]);
+        assert_eq!(locked(&prefixes).prefixes.kept.len(), 2);
         // One that is larger than the bound is not kept, and nothing goes for it.
         let large = sequence((41, 9), 4, false);
         let large = PackedBatch::pack([&large]);
         for _ in 0..2 {
             assert_eq!(
-                run(&encoder, &mut prefixes, &large, &heart()).unwrap()[0].cached_tokens,
+                run(&encoder, &prefixes, &large, &|| ()).unwrap()[0].cached_tokens,
                 0
             );
         }
-        assert_eq!([3, 2].map(|i| one(&mut prefixes, i)), [20, 20]);
-        let mut off = memory(0);
-        assert_eq!([1, 1].map(|i| one(&mut off, i)), [0, 0]);
+        assert_eq!([3, 2].map(|i| one(&prefixes, i)), [20, 20]);
+        let off = memory(0);
+        assert_eq!([1, 1].map(|i| one(&off, i)), [0, 0]);
     }
 
     /// A batch whose media have keys; the n-th has the n-th of `keys`.
@@ -368,23 +367,23 @@ mod tests {
                 .map(|row| row.to_vec2::<f32>().unwrap().remove(0))
                 .collect();
             for max_prefix_bytes in [0, 1 << 30] {
-                let mut memory = Memory {
+                let memory = Mutex::new(Memory {
                     prefixes: Prefixes::new(max_prefix_bytes),
                     sights: Sights::new(1 << 30),
-                };
+                });
                 // The first alone; then it is known and the others not; then all are.
                 let first = keyed(&sequences[..1], &[1]);
-                run(&encoder, &mut memory, &first, &heart()).unwrap();
-                let one = memory.sights.bytes();
+                run(&encoder, &memory, &first, &|| ()).unwrap();
+                let one = locked(&memory).sights.bytes();
                 assert_eq!(one, encoder.feature_bytes(4) as u64);
                 for _ in 0..2 {
                     // The last picture is the first one again.
                     let batch = keyed(&sequences, &[1, 2, 1]);
-                    let encoded = run(&encoder, &mut memory, &batch, &heart()).unwrap();
+                    let encoded = run(&encoder, &memory, &batch, &|| ()).unwrap();
                     for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
                         assert_eq!(&encoded.row, whole, "{precision:?}, sequence {i}");
                     }
-                    assert_eq!(memory.sights.bytes(), 2 * one);
+                    assert_eq!(locked(&memory).sights.bytes(), 2 * one);
                 }
             }
         }
@@ -393,19 +392,19 @@ mod tests {
     #[test]
     fn what_was_seen_serves_its_tenant_only_and_is_used() {
         let encoder = encoder(Precision::F32);
-        let mut memory = Memory {
+        let memory = Mutex::new(Memory {
             prefixes: Prefixes::new(0),
             sights: Sights::new(1 << 30),
-        };
+        });
         let mut other = sequence((0, 1), 5, true);
         let same = other.clone();
         Arc::make_mut(&mut other.media[0]).pixels.reverse();
-        let mut row = |sequence: &Sequence, tenant| {
+        let row = |sequence: &Sequence, tenant| {
             let batch = PackedBatch {
                 tenants: vec![Tenant(tenant)],
                 ..keyed(std::slice::from_ref(sequence), &[1])
             };
-            run(&encoder, &mut memory, &batch, &heart())
+            run(&encoder, &memory, &batch, &|| ())
                 .unwrap()
                 .remove(0)
                 .row

@@ -21,6 +21,8 @@ struct Bench {
     schedule: Schedule<u64, u64>,
     now: Instant,
     keys: u64,
+    /// Begun and not ended.
+    passes: Vec<PassId>,
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -39,6 +41,7 @@ impl Bench {
             schedule: Schedule::new(policy),
             now: Duration::ZERO,
             keys: 1000,
+            passes: Vec::new(),
         };
         for i in 0..200 {
             let cost = text([1, 100, 900][i % 3]);
@@ -87,7 +90,8 @@ impl Bench {
     /// Begins the next pass: the payloads of its members.
     fn begin(&mut self) -> Vec<u64> {
         match self.schedule.next(self.now) {
-            Step::Run(Batch { members }) => {
+            Step::Run(Batch { pass, members }) => {
+                self.passes.push(pass);
                 members.into_iter().map(|(_, payload)| payload).collect()
             }
             Step::Wait(_) | Step::Finished => Vec::new(),
@@ -96,19 +100,21 @@ impl Bench {
 
     /// Ends the pass of these members after the time the device takes.
     fn end(&mut self, members: &[u64]) {
-        let pass = self.schedule.running.as_ref().expect("a pass");
+        let pass = self.schedule.passes.last().expect("a pass");
         self.now += Duration::from_micros(1000 + 100 * pass.cost.tokens() as u64);
+        let id = self.passes.pop().expect("a pass");
         let row = |&payload: &u64| Encoded {
             row: vec![payload as f32],
             cached_tokens: 0,
         };
         self.schedule
-            .finish(self.now, Ok(members.iter().map(row).collect()));
+            .finish(self.now, id, Ok(members.iter().map(row).collect()));
     }
 
     fn fail(&mut self, error: EngineError) {
         self.now += Duration::from_millis(1);
-        self.schedule.finish(self.now, Err(error));
+        let id = self.passes.pop().expect("a pass");
+        self.schedule.finish(self.now, id, Err(error));
     }
 
     fn pass(&mut self) -> Vec<u64> {
@@ -364,9 +370,11 @@ fn a_row_that_is_no_number_fails_its_own_input_only() {
         row: vec![1.0, x],
         cached_tokens: 0,
     };
-    bench
-        .schedule
-        .finish(bench.now, Ok(vec![row(f32::NAN), row(2.0)]));
+    bench.schedule.finish(
+        bench.now,
+        bench.passes[0],
+        Ok(vec![row(f32::NAN), row(2.0)]),
+    );
     assert_eq!(bench.told(), [(all[0], false), (all[1], true)]);
 }
 
@@ -416,6 +424,52 @@ fn a_batch_that_may_grow_waits_as_long_as_it_was_told_to() {
     bench.schedule.close();
     assert_eq!(bench.pass().len(), 1);
     assert!(matches!(bench.schedule.next(bench.now), Step::Finished));
+}
+
+#[test]
+fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
+    let mut bench = Bench::new(POLICY);
+    let bulk = bench.submit(1, BULK, &[text(900)]).unwrap();
+    assert_eq!(bench.begin(), bulk);
+    bench.submit(1, BULK, &[text(10)]).unwrap();
+    assert_eq!(bench.begin(), [0; 0], "bulk work does not come between");
+    let query = bench.submit(2, None, &[text(20)]).unwrap();
+    let speed = bench.schedule.speed;
+    assert_eq!(bench.begin(), query);
+    bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(
+        bench.begin(),
+        [0; 0],
+        "nor does a second one beside the first"
+    );
+    bench.end(&query);
+    assert_eq!(bench.told(), [(query[0], true)]);
+    assert_ne!(bench.schedule.speed, speed);
+    assert_eq!(
+        bench.schedule.passes[0].interrupted,
+        Duration::from_micros(3000)
+    );
+    // A short pass is not interrupted.
+    let mut bench = Bench::new(POLICY);
+    let short = bench.submit(1, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), short);
+    bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), [0; 0]);
+}
+
+#[test]
+fn a_device_without_memory_for_a_second_pass_is_not_asked_for_one_again() {
+    let mut bench = Bench::new(POLICY);
+    let bulk = bench.submit(1, BULK, &[text(900)]).unwrap();
+    bench.begin();
+    let query = bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), query);
+    bench.fail(memory());
+    assert_eq!(bench.begin(), [0; 0]);
+    bench.end(&bulk);
+    assert_eq!(bench.pass(), query);
+    assert_eq!(bench.told(), [(bulk[0], true), (query[0], true)]);
+    assert_eq!(bench.schedule.counters().learned_max_tokens, None);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 
 use super::*;
+use crate::batcher::door::is_light;
 use crate::batcher::lane::QUANTUM;
 
 /// Numbers that follow from a seed.
@@ -95,7 +96,7 @@ struct Climate {
 enum Event {
     Arrival,
     Departure(u64),
-    PassEnds(u64),
+    PassEnds(PassId),
     Look,
 }
 
@@ -114,9 +115,9 @@ struct World {
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     schedule: Schedule<Input, u64>,
     waiting: BTreeMap<u64, Client>,
-    pass: Option<Pass>,
+    passes: Vec<Pass>,
     failed_alone: HashSet<u64>,
-    passes: u64,
+    begun: u64,
     arrived: u64,
     names: u64,
     /// For each lane, by how much one tenant got ahead of another while both had work.
@@ -145,7 +146,7 @@ fn entry((name, &input): (u64, &Input)) -> Entry<Input, u64> {
 }
 
 /// A pass: its number, its members, and what it will come to.
-type Pass = (u64, Vec<Input>, Result<Vec<Encoded>, EngineError>);
+type Pass = (PassId, Vec<Input>, Result<Vec<Encoded>, EngineError>);
 
 /// What happened, so that a simulation in which nothing does is seen.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,7 @@ struct Tally {
     shared: u64,
     lost: u64,
     out_of_memory: u64,
+    between: u64,
 }
 
 impl World {
@@ -205,9 +207,9 @@ impl World {
             events: BinaryHeap::new(),
             schedule: Schedule::new(policy),
             waiting: BTreeMap::new(),
-            pass: None,
+            passes: Vec::new(),
             failed_alone: HashSet::new(),
-            passes: 0,
+            begun: 0,
             arrived: 0,
             names: 0,
             ahead: Default::default(),
@@ -346,15 +348,16 @@ impl World {
             Step::Run(batch) => {
                 self.check_pass(&batch);
                 self.check_fairness(&backlogged);
-                self.begin_pass(batch.members.into_iter().map(|(_, input)| input).collect());
+                let members = batch.members.into_iter().map(|(_, input)| input);
+                self.begin_pass(batch.pass, members.collect());
             }
             Step::Wait(Some(until)) => {
-                assert!(until > self.now && self.pass.is_none() && waits);
+                assert!(until > self.now && self.passes.is_empty() && waits);
                 assert!(until <= self.now + self.schedule.policy.max_wait);
                 self.events.push(Reverse((until, self.names, Event::Look)));
             }
             Step::Wait(None) => {
-                let idle = self.pass.is_none() && self.held().1 > 0;
+                let idle = self.passes.is_empty() && self.held().1 > 0;
                 assert!(!idle, "the device is free and something waits");
             }
             Step::Finished => {
@@ -363,11 +366,12 @@ impl World {
         }
     }
 
-    fn begin_pass(&mut self, members: Vec<Input>) {
-        assert!(self.pass.is_none(), "two passes at a time");
+    fn begin_pass(&mut self, pass: PassId, members: Vec<Input>) {
+        assert!(self.passes.len() < 2, "three passes at a time");
+        self.tally.between += self.passes.len() as u64;
         assert_eq!(self.tally.lost, 0, "a dead device was asked");
-        self.passes += 1;
-        assert!(self.passes < 100_000, "passes without end");
+        self.begun += 1;
+        assert!(self.begun < 100_000, "passes without end");
         let tokens: usize = members.iter().map(|input| input.tokens).sum();
         let climate = &self.climate;
         let mut micros = climate.micros_a_pass + climate.micros_a_token * tokens as u64;
@@ -405,21 +409,22 @@ impl World {
         if members.len() == 1 && !complete {
             self.failed_alone.insert(members[0].content);
         }
-        self.pass = Some((self.passes, members, outcome));
-        self.after(micros, Event::PassEnds(self.passes));
+        self.passes.push((pass, members, outcome));
+        self.after(micros, Event::PassEnds(pass));
     }
 
-    fn end_pass(&mut self, number: u64) {
-        let Some((running, _, outcome)) = self.pass.take() else {
-            panic!("no pass runs");
-        };
-        assert_eq!(running, number);
+    fn end_pass(&mut self, pass: PassId) {
+        let at = self
+            .passes
+            .iter()
+            .position(|(running, ..)| *running == pass);
+        let (_, _, outcome) = self.passes.remove(at.expect("it runs"));
         if let Err(error) = &outcome {
             self.tally.lost += u64::from(error.is_lasting());
             let memory = matches!(error, EngineError::OutOfMemory { .. });
             self.tally.out_of_memory += u64::from(memory);
         }
-        self.schedule.finish(self.now, outcome);
+        self.schedule.finish(self.now, pass, outcome);
     }
 
     /// Takes what clients are told, each once, each its own.
@@ -461,7 +466,7 @@ impl World {
     /// The bounds of a pass.
     fn check_pass(&self, batch: &Batch<Input>) {
         let schedule = &self.schedule;
-        let pass = schedule.running.as_ref().expect("a pass runs");
+        let pass = schedule.passes.last().expect("a pass runs");
         let tokens: usize = batch.members.iter().map(|(_, input)| input.tokens).sum();
         assert!(!batch.members.is_empty() && batch.members.len() <= schedule.policy.max_sequences);
         let mut seen = HashSet::new();
@@ -474,6 +479,11 @@ impl World {
             );
             assert!(job.waiters.iter().all(|waiter| waiter.deadline > self.now));
             assert!(!job.waiters.is_empty(), "nobody wants it");
+            let beside = schedule.passes.len() > 1;
+            assert!(
+                !beside || is_light(job.priced.cost),
+                "heavy work in between"
+            );
             assert!(
                 !job.alone || batch.members.len() == 1,
                 "a suspect in company"
@@ -500,7 +510,7 @@ impl World {
     /// moments, for the other may have been ahead at the first.
     fn check_fairness(&mut self, before: &[BTreeSet<Tenant>; 2]) {
         let after = self.backlogged();
-        let pass = self.schedule.running.as_ref().expect("a pass runs");
+        let pass = self.schedule.passes.last().expect("a pass runs");
         let lane = pass.priority as usize;
         let both: Vec<Tenant> = before[lane].intersection(&after[lane]).copied().collect();
         for id in &pass.members {
@@ -546,13 +556,8 @@ impl World {
             schedule.jobs.len(),
             "a job is nowhere or twice"
         );
-        assert_eq!(
-            running,
-            schedule
-                .running
-                .as_ref()
-                .map_or(0, |pass| pass.members.len())
-        );
+        let members = schedule.passes.iter().map(|pass| pass.members.len());
+        assert_eq!(running, members.sum::<usize>());
         assert_eq!(schedule.jobs.len(), schedule.in_flight.len());
         for client in self.waiting.values() {
             // Those who have been told already are not looked for.
@@ -580,7 +585,7 @@ impl World {
             "{} were never told",
             self.waiting.len()
         );
-        assert!(self.schedule.jobs.is_empty() && self.schedule.running.is_none());
+        assert!(self.schedule.jobs.is_empty() && self.schedule.passes.is_empty());
         assert!(self.schedule.tickets.is_empty() && self.schedule.in_flight.is_empty());
         assert_eq!(self.held(), (0, 0));
         assert_eq!(self.arrived, self.climate.requests);
@@ -616,6 +621,7 @@ fn no_day_crosses_loses_or_doubles_an_answer_or_leaks_a_place() {
         total.shared += tally.shared;
         total.lost += tally.lost;
         total.out_of_memory += tally.out_of_memory;
+        total.between += tally.between;
     }
     println!("{seeds:?}: {total:?}");
     if seeds.end - seeds.start >= 200 {
@@ -628,6 +634,7 @@ fn no_day_crosses_loses_or_doubles_an_answer_or_leaks_a_place() {
             shared,
             lost,
             out_of_memory,
+            between,
         } = total;
         let least = [
             answered,
@@ -638,6 +645,7 @@ fn no_day_crosses_loses_or_doubles_an_answer_or_leaks_a_place() {
             shared,
             lost,
             out_of_memory,
+            between,
         ];
         assert!(
             least.iter().all(|count| *count > 10),
