@@ -118,6 +118,8 @@ struct World {
     passes: Vec<Pass>,
     failed_alone: HashSet<u64>,
     begun: u64,
+    /// Tokens of the smallest pass of several inputs that the device had no memory for.
+    too_much: usize,
     arrived: u64,
     names: u64,
     /// For each lane, by how much one tenant got ahead of another while both had work.
@@ -210,6 +212,7 @@ impl World {
             passes: Vec::new(),
             failed_alone: HashSet::new(),
             begun: 0,
+            too_much: usize::MAX,
             arrived: 0,
             names: 0,
             ahead: Default::default(),
@@ -418,11 +421,15 @@ impl World {
             .passes
             .iter()
             .position(|(running, ..)| *running == pass);
-        let (_, _, outcome) = self.passes.remove(at.expect("it runs"));
+        let (_, members, outcome) = self.passes.remove(at.expect("it runs"));
         if let Err(error) = &outcome {
             self.tally.lost += u64::from(error.is_lasting());
             let memory = matches!(error, EngineError::OutOfMemory { .. });
             self.tally.out_of_memory += u64::from(memory);
+            if memory && members.len() > 1 && self.passes.is_empty() {
+                let tokens = members.iter().map(|input| input.tokens).sum();
+                self.too_much = self.too_much.min(tokens);
+            }
         }
         self.schedule.finish(self.now, pass, outcome);
     }
@@ -490,6 +497,10 @@ impl World {
             );
         }
         if batch.members.len() > 1 {
+            assert!(
+                tokens <= (self.too_much / 2).max(1),
+                "it ran out of memory before"
+            );
             let most = schedule.policy.max_tokens.min(schedule.learned_max_tokens);
             assert!(
                 tokens <= most,
