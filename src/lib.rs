@@ -10,7 +10,7 @@
 //! | [`config`] | what the operator asked for: flags, environment and file become one [`config::Config`] |
 //! | [`api`] | what the wire looks like: the only room that knows HTTP and status codes |
 //! | [`service`] | the life of a request, stage by stage: the only place that knows every stage |
-//! | [`batcher`] | which requests share a forward pass |
+//! | [`batcher`] | which requests share a forward pass, which come first, which are turned away |
 //! | [`engine`] | which device, which weights; the one thread that touches them |
 //! | [`processor`] | how parts become a [`model::Sequence`]: prompt, tokens, patches, positions |
 //! | [`model`] | Qwen3-VL: vision tower, language model, pooling |
@@ -22,8 +22,8 @@
 //! # The life of a request
 //!
 //! `api` parses the wire into [`service::EmbedRequest`]; [`service::Embedder`] fetches and decodes its media (`media`), turns
-//! each input into a [`model::Sequence`] (`processor`), hands it to [`batcher::Batcher`], which packs what waits into a
-//! [`model::PackedBatch`] for the [`engine`] thread; the pooled rows come back and leave through `vectors`.
+//! each input into a [`model::Sequence`] (`processor`), hands it to [`batcher::Batcher`], which lets it in or not and packs what waits
+//! into a [`model::PackedBatch`] for the [`engine`] thread when that is free; the pooled rows come back and leave through `vectors`.
 //!
 //! # Invariants
 //!
@@ -31,6 +31,7 @@
 //! - tensors exist only in [`engine`], [`model`] and [`kernels`]; elsewhere data is a plain `Vec` with a shape;
 //! - only the engine thread touches the device: everyone else sends a [`model::PackedBatch`] and gets rows back;
 //! - everything that can be refused is refused before the batcher: no bad request costs a forward pass;
+//! - nothing kept of one key's requests (keys and values, work in flight) serves another's: how long an answer takes would tell;
 //! - no blocking or CPU-heavy work on the async threads.
 
 pub mod api;

@@ -5,22 +5,26 @@
 
 mod exchange;
 mod ingest;
+mod quota;
 
 pub use exchange::{
     Cause, EmbedInput, EmbedRequest, EmbedResponse, Embedded, InputPart, PartContent, ServiceError,
     Timings,
 };
+pub use quota::{QuotaError, TokenQuota};
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
-use crate::batcher::{Batcher, BatcherError};
+use crate::batcher::{Batcher, BatcherError, Cost, Identity, Input, Priority, Submission};
 use crate::media::{MediaLoader, MediaSettings, MediaSource};
-use crate::processor::{Prepared, Processor, PromptPart, TokenCounts};
+use crate::model::Tenant;
+use crate::processor::{Processor, PromptPart, TokenCounts};
 use crate::vectors;
 use ingest::{Loaded, prepare};
 
@@ -34,6 +38,8 @@ pub struct Embedder {
     media: Arc<MediaSettings>,
     processor: Arc<Processor>,
     batcher: Batcher,
+    /// What each key may have computed, where that is limited.
+    quota: Option<Arc<TokenQuota>>,
     /// Permits for CPU-heavy preparation: one for each core.
     workers: Arc<Semaphore>,
     cores: usize,
@@ -42,10 +48,27 @@ pub struct Embedder {
 /// What came of one input so far.
 type Outcome<T> = Result<T, ServiceError>;
 
+/// An input that can be computed.
+struct Ready {
+    input: Input,
+    tokens: TokenCounts,
+    truncated: bool,
+}
+
+/// What the queue is told about a request beside its inputs.
+#[derive(Clone, Copy)]
+struct Terms {
+    tenant: Tenant,
+    priority: Option<Priority>,
+    deadline: Instant,
+    partial: bool,
+}
+
 /// A row of the engine, and what is told about its input.
 struct Computed {
     row: Vec<f32>,
     cached_tokens: usize,
+    from_cache: bool,
     tokens: TokenCounts,
     truncated: bool,
 }
@@ -80,6 +103,7 @@ impl Embedder {
         media: MediaSettings,
         processor: Processor,
         batcher: Batcher,
+        quota: Option<TokenQuota>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Embedder {
@@ -87,9 +111,15 @@ impl Embedder {
             media: Arc::new(media),
             processor: Arc::new(processor),
             batcher,
+            quota: quota.map(Arc::new),
             workers: Arc::new(Semaphore::new(cores)),
             cores,
         }
+    }
+
+    /// The queue before the engine, for those who ask how it is.
+    pub fn batcher(&self) -> &Batcher {
+        &self.batcher
     }
 
     /// Embeds all inputs of a request.
@@ -109,6 +139,12 @@ impl Embedder {
     async fn embed_all(&self, request: EmbedRequest) -> Result<EmbedResponse, ServiceError> {
         let started = Instant::now();
         let partial = request.partial;
+        let terms = Terms {
+            tenant: request.tenant,
+            priority: request.priority,
+            deadline: started + request.timeout,
+            partial,
+        };
         let places: Vec<String> = request
             .inputs
             .iter()
@@ -121,13 +157,14 @@ impl Embedder {
             .map(|input| self.load(input, &fetches));
         let loaded = in_order(loads, FETCHES_AT_A_TIME, partial).await?;
         let media = started.elapsed();
+        let pixel_bytes = AtomicUsize::new(0);
         let preparing = loaded
             .into_iter()
-            .map(async |input| self.prepare(input?).await);
+            .map(async |input| self.prepare(input?, &pixel_bytes).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
-        let (rows, queue) = self.compute(prepared, &places, partial).await?;
+        let (rows, queue) = self.compute(prepared, &places, terms).await?;
         let timings = Timings {
             media,
             prepare,
@@ -143,6 +180,7 @@ impl Embedder {
                 vector,
                 tokens: computed.tokens,
                 cached_tokens: computed.cached_tokens,
+                from_cache: computed.from_cache,
                 truncated: computed.truncated,
             })
         };
@@ -162,24 +200,42 @@ impl Embedder {
     /// nobody a forward pass. Also returns how long the first of its inputs waited.
     async fn compute(
         &self,
-        prepared: Vec<Outcome<Prepared>>,
+        prepared: Vec<Outcome<Ready>>,
         places: &[String],
-        partial: bool,
+        terms: Terms,
     ) -> Result<(Vec<Outcome<Computed>>, Duration), ServiceError> {
-        let mut sequences = Vec::with_capacity(prepared.len());
+        let mut inputs = Vec::with_capacity(prepared.len());
         let facts: Vec<Outcome<(TokenCounts, bool)>> = prepared
             .into_iter()
             .map(|prepared| {
-                let prepared = prepared?;
-                sequences.push(prepared.sequence);
-                Ok((prepared.tokens, prepared.truncated))
+                let ready = prepared?;
+                inputs.push(ready.input);
+                Ok((ready.tokens, ready.truncated))
             })
             .collect();
         let of_all = |error: BatcherError| ServiceError {
             at: None,
             cause: error.into(),
         };
-        let mut pending = self.batcher.submit(sequences).map_err(of_all)?.into_iter();
+        if let Some(quota) = &self.quota {
+            let tokens = facts
+                .iter()
+                .flatten()
+                .map(|(tokens, _)| tokens.total())
+                .sum();
+            let spent = quota.spend(terms.tenant, tokens);
+            spent.map_err(|error| ServiceError {
+                at: None,
+                cause: error.into(),
+            })?;
+        }
+        let submission = Submission {
+            inputs,
+            tenant: terms.tenant,
+            priority: terms.priority,
+            deadline: terms.deadline,
+        };
+        let mut pending = self.batcher.submit(submission).map_err(of_all)?.into_iter();
         let mut first_wait = None;
         let mut rows = Vec::with_capacity(facts.len());
         for (facts, at) in facts.into_iter().zip(places) {
@@ -196,10 +252,12 @@ impl Embedder {
             };
             let computed = match computed {
                 Ok(computed) => computed,
-                // Without an engine no input is answered, so this is the fault of none of them.
-                Err(error @ BatcherError::Unavailable) => return Err(of_all(error)),
+                // Without an engine or time no input is answered, so this is the fault of none of them.
+                Err(error @ (BatcherError::Unavailable | BatcherError::Expired)) => {
+                    return Err(of_all(error));
+                }
                 Err(error) => {
-                    rows.push(settle(Err(ServiceError::at(at, error)), partial)?);
+                    rows.push(settle(Err(ServiceError::at(at, error)), terms.partial)?);
                     continue;
                 }
             };
@@ -207,6 +265,7 @@ impl Embedder {
             rows.push(Ok(Computed {
                 row: computed.row,
                 cached_tokens: computed.cached_tokens,
+                from_cache: computed.from_cache,
                 tokens,
                 truncated,
             }));
@@ -249,11 +308,12 @@ impl Embedder {
         Ok((input, parts))
     }
 
-    /// Decodes, resizes and tokenises on the bounded pool.
+    /// Decodes, resizes and tokenises on the bounded pool; `pixel_bytes` is what the request's inputs have come to so far.
     async fn prepare(
         &self,
         (input, parts): (EmbedInput, Vec<Loaded>),
-    ) -> Result<Prepared, ServiceError> {
+        pixel_bytes: &AtomicUsize,
+    ) -> Outcome<Ready> {
         let permit = self
             .workers
             .clone()
@@ -261,11 +321,25 @@ impl Embedder {
             .await
             .map_err(|_| ServiceError::worker())?;
         let (processor, media) = (self.processor.clone(), self.media.clone());
-        tokio::task::spawn_blocking(move || {
+        let at = input.at.clone();
+        let preparing = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            prepare(&processor, &media, input, parts)
+            let prepared = prepare(&processor, &media, input, parts)?;
+            let identity = Identity::of(&prepared.sequence);
+            Ok((prepared, identity))
+        });
+        let (prepared, identity) = preparing.await.map_err(|_| ServiceError::worker())??;
+        let bytes = Cost::of(&prepared.sequence).pixel_bytes;
+        let own = pixel_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let held = self.batcher.hold(bytes, own);
+        Ok(Ready {
+            input: Input {
+                sequence: prepared.sequence,
+                identity,
+                held: held.map_err(|error| ServiceError::at(&at, error))?,
+            },
+            tokens: prepared.tokens,
+            truncated: prepared.truncated,
         })
-        .await
-        .map_err(|_| ServiceError::worker())?
     }
 }

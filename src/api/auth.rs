@@ -9,6 +9,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::ApiState;
 use super::error::{ApiError, ErrorCode};
+use crate::model::Tenant;
 
 /// The keys that open the door, as digests. None: the door is open.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -38,21 +39,23 @@ impl ApiKeys {
         self.digests.is_empty()
     }
 
-    /// Whether `key` is one of them. Takes the same time whichever it is, and however much of it is right.
-    pub fn contains(&self, key: &str) -> bool {
+    /// Whether `key` is one of them, and then whose it is. Takes the same time whichever it is, and however much of it is right.
+    pub fn tenant(&self, key: &str) -> Option<Tenant> {
         let digest: [u8; 32] = Sha256::digest(key).into();
         let found = self
             .digests
             .iter()
             .fold(Choice::from(0), |found, known| found | known.ct_eq(&digest));
-        found.into()
+        // Half of the digest: enough that no two keys meet, and nothing that leads back to the key.
+        let (half, _) = digest.split_first_chunk::<16>()?;
+        bool::from(found).then(|| Tenant(u128::from_le_bytes(*half)))
     }
 }
 
-/// Lets a request pass that carries a key, or all when there are none.
+/// Lets a request pass that carries a key, or all when there are none, and notes whose it is; without keys all are one tenant's.
 pub(super) async fn require_key(
     State(state): State<ApiState>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let keys = &state.settings.keys;
@@ -68,11 +71,16 @@ pub(super) async fn require_key(
         scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
     });
     match key {
-        Some(key) if keys.contains(key) => Ok(next.run(request).await),
-        Some(_) => Err(ApiError::new(
-            ErrorCode::InvalidApiKey,
-            "the API key is not known here",
-        )),
+        Some(key) => match keys.tenant(key) {
+            Some(tenant) => {
+                request.extensions_mut().insert(tenant);
+                Ok(next.run(request).await)
+            }
+            None => Err(ApiError::new(
+                ErrorCode::InvalidApiKey,
+                "the API key is not known here",
+            )),
+        },
         None => Err(ApiError::new(
             ErrorCode::InvalidApiKey,
             "an API key is needed: Authorization: Bearer <key>",
@@ -87,8 +95,10 @@ mod tests {
     #[test]
     fn only_whole_keys_open_and_none_is_printed() {
         let keys = ApiKeys::new(["alpha", "beta"]);
-        assert!(keys.contains("alpha") && keys.contains("beta"));
-        assert!(!keys.contains("alph") && !keys.contains("alphaa") && !keys.contains(""));
+        assert!(keys.tenant("alpha").is_some() && keys.tenant("alpha") != keys.tenant("beta"));
+        for wrong in ["alph", "alphaa", ""] {
+            assert_eq!(keys.tenant(wrong), None);
+        }
         assert_eq!(format!("{keys:?}"), "***");
     }
 }

@@ -16,7 +16,9 @@ use super::fields::Fields;
 use super::options::{self, Encoding, Options};
 use super::response::{self, Envelope};
 use super::{ApiSettings, ApiState, grammar};
-use crate::service::{Cause, EmbedRequest, Timings};
+use crate::batcher::{Batcher, BatcherError};
+use crate::model::Tenant;
+use crate::service::{Cause, EmbedRequest, Embedded, ServiceError, Timings};
 
 /// Bodies above this many bytes are read off the async threads.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -43,6 +45,8 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
+    // `require_key` says whose request it is.
+    let tenant = request.extensions().get().copied().unwrap_or_default();
     let served = state.served()?;
     check_content_type(request.headers())?;
     let most = state.settings.request_timeout;
@@ -66,10 +70,11 @@ pub(super) async fn create(
     } = parse.await??;
     // What the body took is gone.
     request.timeout = allowed.saturating_sub(started.elapsed());
+    request.tenant = tenant;
     served.check_name(options.model.as_deref())?;
     let answer = served.embedder.embed(request).await;
     let answer = answer.map_err(|error| match error.cause {
-        Cause::Deadline(_) => too_late(allowed),
+        Cause::Deadline(_) | Cause::Batcher(BatcherError::Expired) => too_late(allowed),
         _ => error.into(),
     })?;
     let envelope = Envelope {
@@ -82,6 +87,7 @@ pub(super) async fn create(
             .clone()
             .unwrap_or_else(|| served.names[0].clone()),
     };
+    let embed_cache = embed_cache(served.embedder.batcher(), &answer.outputs);
     let ignored = ignored_fields(&options.ignored);
     let (timings, many) = (answer.timings, answer.outputs.len() > FEW_VECTORS);
     let mut response = run(&state, many, move || {
@@ -90,6 +96,9 @@ pub(super) async fn create(
     .await?;
     let headers = response.headers_mut();
     add(headers, "server-timing", &server_timing(timings));
+    if let Some(word) = embed_cache {
+        headers.insert("x-embed-cache", HeaderValue::from_static(word));
+    }
     if !ignored.is_empty() {
         add(headers, "x-ignored-fields", &ignored);
     }
@@ -160,6 +169,8 @@ fn parse(
         normalize: options.normalize,
         partial: options.partial,
         timeout,
+        tenant: Tenant::default(),
+        priority: options.priority,
     };
     Ok(Parsed {
         request,
@@ -253,6 +264,20 @@ fn server_timing(timings: Timings) -> String {
         ms(timings.queue),
         ms(timings.forward)
     )
+}
+
+/// Whether all vectors were at hand from earlier requests; not said where none are kept.
+fn embed_cache(
+    batcher: &Batcher,
+    outputs: &[Result<Embedded, ServiceError>],
+) -> Option<&'static str> {
+    let hit = |output: &Result<Embedded, _>| output.as_ref().is_ok_and(|output| output.from_cache);
+    let word = if outputs.iter().all(hit) {
+        "hit"
+    } else {
+        "miss"
+    };
+    batcher.keeps_rows().then_some(word)
 }
 
 /// Names of fields that mean nothing here, as many as fit a header.

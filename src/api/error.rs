@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::batcher::BatcherError;
 use crate::media::MediaError;
 use crate::processor::ProcessorError;
-use crate::service::{Cause, ServiceError};
+use crate::service::{Cause, QuotaError, ServiceError};
 use crate::vectors::VectorError;
 
 /// A cause, as clients know it.
@@ -56,6 +56,8 @@ pub enum ErrorCode {
     UnsupportedMediaType,
     /// Too much is waiting.
     QueueFull,
+    /// The key has had its tokens.
+    RateLimitExceeded,
     /// The model is not loaded yet.
     ModelLoading,
     /// The server is stopping.
@@ -107,6 +109,11 @@ impl ErrorCode {
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 "queue_full",
+            ),
+            ErrorCode::RateLimitExceeded => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "rate_limit_exceeded",
             ),
             ErrorCode::ModelLoading => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -229,19 +236,34 @@ impl From<ServiceError> for ApiError {
         let code = match &error.cause {
             Cause::Media(error) => media_code(error),
             Cause::Processor { error, video } => processor_code(error, *video),
-            Cause::Batcher(BatcherError::Overloaded {
-                retry_after: wait, ..
-            }) => {
+            Cause::Batcher(
+                BatcherError::Overloaded {
+                    retry_after: wait, ..
+                }
+                | BatcherError::TooLate {
+                    retry_after: wait, ..
+                },
+            ) => {
                 retry_after = Some(*wait);
                 ErrorCode::QueueFull
             }
+            Cause::Quota(QuotaError::Spent {
+                retry_after: wait, ..
+            }) => {
+                retry_after = Some(*wait);
+                ErrorCode::RateLimitExceeded
+            }
+            Cause::Quota(QuotaError::TooMany { .. }) => ErrorCode::RateLimitExceeded,
+            Cause::Batcher(BatcherError::TooManyPixels { .. }) => ErrorCode::MediaTooLarge,
             Cause::Batcher(BatcherError::Draining) => ErrorCode::Draining,
             Cause::Batcher(BatcherError::Unavailable) => ErrorCode::DeviceUnavailable,
             Cause::Batcher(BatcherError::Failed(_))
             | Cause::Vector(VectorError::NotFinite)
             | Cause::Worker => ErrorCode::InternalError,
             Cause::Vector(VectorError::Dimensions { .. }) => ErrorCode::InvalidDimensions,
-            Cause::Deadline(_) => ErrorCode::DeadlineExceeded,
+            Cause::Deadline(_) | Cause::Batcher(BatcherError::Expired) => {
+                ErrorCode::DeadlineExceeded
+            }
         };
         if code == ErrorCode::InternalError {
             tracing::error!(error = %error, cause = ?error.cause, "a request failed");
@@ -264,8 +286,11 @@ impl From<ServiceError> for ApiError {
             message,
             param: at,
             retry_after,
-            // The batcher has tried it alone: it would fail again.
-            lasting: matches!(&error.cause, Cause::Batcher(BatcherError::Failed(_))),
+            // The batcher has tried it alone, or no minute has so many tokens: it would fail again.
+            lasting: matches!(
+                &error.cause,
+                Cause::Batcher(BatcherError::Failed(_)) | Cause::Quota(QuotaError::TooMany { .. })
+            ),
         }
     }
 }

@@ -8,8 +8,15 @@ use serde_json::json;
 use super::ApiState;
 use super::error::{ApiError, ErrorCode};
 
-pub(super) async fn live() -> Response {
-    Json(json!({ "status": "ok" })).into_response()
+/// Whether the process is worth keeping: not when the device thread has stopped getting on with its work.
+pub(super) async fn live(State(state): State<ApiState>) -> Response {
+    match state.served() {
+        Ok(served) if served.embedder.batcher().is_stalled() => {
+            let message = "the device does not get on with its work";
+            ApiError::new(ErrorCode::DeviceUnavailable, message).into_response()
+        }
+        _ => Json(json!({ "status": "ok" })).into_response(),
+    }
 }
 
 /// Whether the model is loaded; stays true while draining.
@@ -22,6 +29,12 @@ pub(super) async fn ready(State(state): State<ApiState>) -> Response {
     if state.is_draining() {
         let message = "the server is stopping and takes no new work";
         return ApiError::new(ErrorCode::Draining, message).into_response();
+    }
+    if let Ok(served) = state.served()
+        && served.embedder.batcher().is_lost()
+    {
+        let message = "the device is lost and the server is stopping";
+        return ApiError::new(ErrorCode::DeviceUnavailable, message).into_response();
     }
     answer(&state)
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
 use super::fields::{Fields, object, path, quoted, shown, string};
+use crate::batcher::Priority;
 use crate::processor::{ContextLimit, PixelOptions, Truncation};
 use crate::vectors::{self, Quantization};
 
@@ -79,6 +80,7 @@ pub(super) struct Options {
     pub(super) dimensions: Option<usize>,
     pub(super) normalize: bool,
     pub(super) partial: bool,
+    pub(super) priority: Option<Priority>,
     pub(super) encoding: Encoding,
     /// At least one; the first is what `embedding` holds when it is the only one.
     pub(super) quantizations: Vec<Quantization>,
@@ -128,7 +130,6 @@ pub(super) fn parse(
     }
     body.string(&["user"])?;
     body.string(&["request_id"])?;
-    choice(body, "priority", &["interactive", "bulk"])?;
     let mut pixels = settings.pixels;
     if let Some((at, kwargs)) = body.get("mm_processor_kwargs") {
         let kwargs = object(&at, kwargs)?;
@@ -140,6 +141,11 @@ pub(super) fn parse(
         dimensions: dimensions(body, hidden_size)?,
         normalize: body.boolean(NORMALIZE)?.unwrap_or(true),
         partial: choice(body, "on_error", &["fail", "partial"])? == Some("partial"),
+        priority: match choice(body, "priority", &["interactive", "bulk"])? {
+            Some("interactive") => Some(Priority::Interactive),
+            Some(_) => Some(Priority::Bulk),
+            None => None,
+        },
         encoding,
         quantizations,
         by_type,

@@ -1,5 +1,7 @@
 //! The router without a model: what can be told from a request before anything is computed.
 
+mod faults;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};

@@ -1,20 +1,56 @@
-//! Which requests share a forward pass.
+//! Which requests share a forward pass, which of them come first, and which are turned away.
 //!
-//! In: the [`Sequence`]s of a request, from anywhere. Out: their pooled rows. Nothing waits for a timer: while the engine computes,
-//! what arrives gathers, and goes as one batch when the engine is free; a batch that cannot grow any more is packed before that.
+//! In: the [`Sequence`]s of a request, from anywhere. Out: their pooled rows. Nothing waits for a timer: while the device computes, what
+//! arrives gathers, and when it is free the next batch is chosen from all of it.
+//!
+//! - Two lanes: work somebody waits for does not stand behind bulk work, which gets a tenth of the device all the same.
+//! - In a lane, tenants take turns (`lane`), so no key's flood delays another's requests by more than its own.
+//! - A pass of bulk work is kept short by what was measured (`cost`), sequence by sequence. One sequence is never split; short
+//!   interactive texts have a pass of their own between two layers of a long one (`forming`).
+//! - The same input twice in flight is computed once.
+//! - What was computed lately is not computed again, where the operator gives it memory (`cache`).
+//! - The queue is bounded in tokens and bytes, and takes nothing that is not expected to be answered in time (`door`).
+//! - What failed in company is tried once more alone (`settling`).
+//!
+//! All of that is decided by `schedule`, which knows neither threads nor time; `worker` drives it.
 
-mod queue;
+mod cache;
+mod content;
+mod cost;
+mod counters;
+mod door;
+pub mod error;
+mod forming;
+mod lane;
+mod pending;
+mod pixels;
+mod schedule;
+mod settling;
+mod shared;
 mod worker;
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use queue::Queue;
+use cache::RowCache;
+pub use content::{ContentKey, Identity};
+pub use cost::Cost;
+pub use counters::{Counters, Refused, Waiting};
+pub use error::BatcherError;
+use futures_util::FutureExt;
+pub use pending::Pending;
+use pending::{Found, Place};
+pub use pixels::Held;
+use pixels::PixelMemory;
+use schedule::{Entry, Group, Schedule};
+use shared::{Payload, Reply, Shared};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::engine::{Encoded, Engine, EngineError};
-use crate::model::{PackedBatch, Sequence};
+use crate::engine::{Encoded, Engine, EngineError, Heartbeat};
+use crate::model::{PackedBatch, Sequence, Tenant};
 
 /// How batches are formed and when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +61,14 @@ pub struct BatchPolicy {
     pub max_sequences: usize,
     /// Most tokens waiting; beyond, requests are refused.
     pub max_queue_tokens: usize,
+    /// Most bytes of pixels held from when they are decoded until they are computed; beyond, requests with pixels are refused.
+    pub max_pixel_bytes: usize,
+    /// Longest pass of bulk work, unless one input or the fixed part of passes makes it longer.
+    pub max_bulk: Duration,
+    /// How long a batch that could still grow waits for company while the device is free.
+    pub max_wait: Duration,
+    /// Most bytes of rows that are kept for inputs that come again; 0 keeps none.
+    pub max_cache_bytes: usize,
 }
 
 impl Default for BatchPolicy {
@@ -33,132 +77,79 @@ impl Default for BatchPolicy {
             max_tokens: 16_384,
             max_sequences: 256,
             max_queue_tokens: 1_048_576,
+            max_pixel_bytes: 2 << 30,
+            max_bulk: Duration::from_millis(50),
+            max_wait: Duration::ZERO,
+            max_cache_bytes: 0,
         }
     }
 }
 
-/// Retry-After while the engine's speed is not known.
-const UNMEASURED_RETRY: Duration = Duration::from_secs(1);
-/// Longest Retry-After: the official SDKs ignore one above 120 s, and a client should ask again long before.
-const MAX_RETRY_SECONDS: f64 = 60.0;
-
-/// Why a sequence was not computed.
-#[derive(Debug, thiserror::Error)]
-pub enum BatcherError {
-    /// The queue is full.
-    #[error("{queued_tokens} tokens are waiting, the limit is {limit}")]
-    Overloaded {
-        /// Tokens that wait.
-        queued_tokens: usize,
-        /// The policy's limit.
-        limit: usize,
-        /// When there may be room.
-        retry_after: Duration,
-    },
-    /// The server is stopping.
-    #[error("the server is stopping")]
-    Draining,
-    /// The forward pass failed for this input, also alone.
-    #[error("the forward pass failed")]
-    Failed(#[source] EngineError),
-    /// The engine is gone.
-    #[error("the engine is gone")]
-    Unavailable,
+/// Which lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Somebody waits for the answer.
+    Interactive,
+    /// What matters is that all of it gets done.
+    Bulk,
 }
 
 /// A computed row and what it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// `[hidden_size]`, not normalised.
+    /// `[hidden_size]`, not normalised, finite.
     pub row: Vec<f32>,
-    /// How many of its tokens were kept from an earlier pass.
+    /// How many of its tokens were kept from an earlier pass; all of them when the row itself was.
     pub cached_tokens: usize,
+    /// Whether the row was computed for an earlier request.
+    pub from_cache: bool,
     /// Time in the queue.
     pub queued: Duration,
     /// Time of the forward pass it was part of.
     pub forward: Duration,
 }
 
+/// An input, ready to be computed.
+#[derive(Debug)]
+pub struct Input {
+    /// What to compute.
+    pub sequence: Sequence,
+    /// [`Identity::of`] it.
+    pub identity: Identity,
+    /// The hold on the memory of its pixels: see [`Batcher::hold`].
+    pub held: Held,
+}
+
+/// The inputs of one request: they enter the queue together or not at all.
+#[derive(Debug)]
+pub struct Submission {
+    /// What to compute.
+    pub inputs: Vec<Input>,
+    /// Whose they are.
+    pub tenant: Tenant,
+    /// The lane the client asked for; `None`: a lone short text is interactive, anything else bulk.
+    pub priority: Option<Priority>,
+    /// When nobody waits any more.
+    pub deadline: Instant,
+}
+
 type Outcome = Result<Embedding, BatcherError>;
 
-/// A sequence that waits, and who for.
-struct Ticket {
-    sequence: Sequence,
-    since: Instant,
-    reply: oneshot::Sender<Outcome>,
-}
-
-impl Ticket {
-    /// Whether somebody still waits for the row.
-    fn is_wanted(&self) -> bool {
-        !self.reply.is_closed()
-    }
-}
-
-/// A sequence in the queue. Dropping it takes the sequence out again.
-#[derive(Debug)]
-pub struct Pending(oneshot::Receiver<Outcome>);
-
-impl Pending {
-    /// Waits for the row.
-    ///
-    /// # Errors
-    /// [`BatcherError::Failed`], [`BatcherError::Unavailable`].
-    pub async fn row(self) -> Result<Embedding, BatcherError> {
-        self.0.await.map_err(|_| BatcherError::Unavailable)?
-    }
-}
-
-struct State {
-    queue: Queue<Ticket>,
-    closed: bool,
-    /// Smoothed speed of the engine, for Retry-After; 0 before the first batch.
-    tokens_per_second: f64,
-}
-
-impl State {
-    fn learn(&mut self, tokens: usize, took: Duration) {
-        let measured = tokens as f64 / took.as_secs_f64().max(1e-6);
-        self.tokens_per_second = if self.tokens_per_second == 0.0 {
-            measured
-        } else {
-            0.8 * self.tokens_per_second + 0.2 * measured
-        };
-    }
-
-    /// When what waits now will have been computed.
-    fn retry_after(&self) -> Duration {
-        if self.tokens_per_second == 0.0 {
-            return UNMEASURED_RETRY;
-        }
-        let seconds = self.queue.tokens() as f64 / self.tokens_per_second;
-        Duration::from_secs_f64(seconds.clamp(0.1, MAX_RETRY_SECONDS))
-    }
-}
-
-struct Shared {
-    state: Mutex<State>,
-    arrived: Notify,
-    policy: BatchPolicy,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change under the lock is complete in itself, so a panic elsewhere leaves nothing half-done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn close(&self) {
-        self.lock().closed = true;
-        self.arrived.notify_one();
-    }
+/// What has become of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Working,
+    /// It was told to stop and had nothing more to do.
+    Finished,
+    /// There is no device any more.
+    Lost,
 }
 
 /// Closes the queue when the last handle goes, which ends the worker and lets the engine go.
 struct Handle {
     shared: Arc<Shared>,
-    /// Its sender lives in the worker and is dropped when the worker has nothing more to do.
-    finished: watch::Receiver<()>,
+    heart: Heartbeat,
+    fate: watch::Receiver<Fate>,
 }
 
 impl Drop for Handle {
@@ -187,85 +178,146 @@ impl Batcher {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(engine: Engine, policy: BatchPolicy) -> Self {
-        Self::with_encoder(policy, move |batch| {
-            let engine = engine.clone();
-            async move { engine.encode(batch).await }
-        })
+        let heart = engine.heartbeat().clone();
+        Self::with_encoder(policy, heart, move |batch| engine.encode(batch))
     }
 
     /// The same around any function from a batch to its rows: the tests bring one that fails on purpose.
-    fn with_encoder<E, F>(policy: BatchPolicy, encode: E) -> Self
+    pub(crate) fn with_encoder<E, F>(policy: BatchPolicy, heart: Heartbeat, encode: E) -> Self
     where
         E: Fn(PackedBatch) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Vec<Encoded>, EngineError>> + Send + 'static,
     {
-        let state = State {
-            queue: Queue::new(policy),
-            closed: false,
-            tokens_per_second: 0.0,
-        };
         let shared = Arc::new(Shared {
-            state: Mutex::new(state),
+            schedule: Mutex::new(Schedule::new(policy)),
+            pixels: PixelMemory::new(policy.max_pixel_bytes),
             arrived: Notify::new(),
             policy,
+            began: Instant::now(),
+            cache: RowCache::new(policy.max_cache_bytes),
+            cache_hits: AtomicU64::new(0),
+            cache_misses: AtomicU64::new(0),
         });
-        let (alive, finished) = watch::channel(());
-        let worker = worker::run(Arc::clone(&shared), encode);
+        let (sender, fate) = watch::channel(Fate::Working);
+        let working = Arc::clone(&shared);
         tokio::spawn(async move {
-            worker.await;
-            drop(alive);
+            let worker = worker::run(Arc::clone(&working), encode);
+            let ended = AssertUnwindSafe(worker).catch_unwind().await;
+            let fate = ended.unwrap_or_else(|_| {
+                tracing::error!("the batcher's worker panicked");
+                working.lose();
+                Fate::Lost
+            });
+            // Nobody may be listening.
+            let _ = sender.send(fate);
         });
         Batcher {
-            handle: Arc::new(Handle { shared, finished }),
+            handle: Arc::new(Handle {
+                shared,
+                heart,
+                fate,
+            }),
         }
     }
 
-    /// Puts the sequences of one request into the queue: all of them or, when there is no room, none.
+    /// Takes hold of the memory of an input's pixels, `own` bytes of the same request being held already.
     ///
     /// # Errors
-    /// [`BatcherError::Overloaded`], [`BatcherError::Draining`].
-    pub fn submit(&self, sequences: Vec<Sequence>) -> Result<Vec<Pending>, BatcherError> {
+    /// [`BatcherError::TooManyPixels`], [`BatcherError::Overloaded`].
+    pub fn hold(&self, bytes: usize, own: usize) -> Result<Held, BatcherError> {
         let shared = &self.handle.shared;
-        let since = Instant::now();
-        let (tickets, pending): (Vec<_>, Vec<_>) = sequences
-            .into_iter()
-            .map(|sequence| {
-                let (reply, row) = oneshot::channel();
-                let tokens = sequence.input_ids.len();
-                let ticket = Ticket {
-                    sequence,
-                    since,
-                    reply,
-                };
-                ((tokens, ticket), Pending(row))
-            })
-            .unzip();
-        let mut state = shared.lock();
-        if state.closed {
-            return Err(BatcherError::Draining);
+        let limit = shared.pixels.limit();
+        if bytes.saturating_add(own) > limit {
+            return Err(BatcherError::TooManyPixels { limit });
         }
-        if let Err(full) = state.queue.push_all(tickets, Ticket::is_wanted) {
-            return Err(BatcherError::Overloaded {
-                queued_tokens: full.queued_tokens,
-                limit: shared.policy.max_queue_tokens,
-                retry_after: state.retry_after(),
-            });
-        }
-        drop(state);
-        shared.arrived.notify_one();
-        Ok(pending)
+        shared.pixels.hold(bytes).ok_or_else(|| {
+            let refusal = BatcherError::Overloaded {
+                unit: "bytes of pixels",
+                waiting: shared.pixels.held(),
+                limit,
+                retry_after: Duration::ZERO,
+            };
+            shared.lock().refuse(refusal)
+        })
     }
 
-    /// Waits for a sequence's row. Dropping the future takes the sequence out of the queue.
+    /// Puts the sequences of one request into the queue: all of them or, when there is no room or no time, none.
     ///
     /// # Errors
-    /// [`BatcherError`].
-    pub async fn embed(&self, sequence: Sequence) -> Result<Embedding, BatcherError> {
-        let mut pending = self.submit(vec![sequence])?;
-        match pending.pop() {
-            Some(pending) => pending.row().await,
-            None => Err(BatcherError::Unavailable),
+    /// [`BatcherError`], except [`BatcherError::Failed`].
+    pub fn submit(&self, submission: Submission) -> Result<Vec<Pending>, BatcherError> {
+        let shared = &self.handle.shared;
+        let tenant = submission.tenant;
+        let mut entries = Vec::new();
+        let mut receivers = Vec::new();
+        let mut recalled = Vec::with_capacity(submission.inputs.len());
+        for input in submission.inputs {
+            let Input {
+                sequence,
+                identity,
+                held,
+            } = input;
+            let key = identity.content;
+            let row = shared.recall((tenant, key), sequence.input_ids.len());
+            if row.is_none() {
+                let (sender, receiver) = oneshot::channel();
+                receivers.push(receiver);
+                entries.push(Entry {
+                    cost: Cost::of(&sequence),
+                    payload: Arc::new(Payload {
+                        sequence,
+                        media_keys: identity.media,
+                        _held: held,
+                    }),
+                    key,
+                    waiter: Reply {
+                        sender,
+                        key: (tenant, key),
+                    },
+                });
+            }
+            recalled.push(row);
         }
+        let mut tickets = Vec::new();
+        if !entries.is_empty() {
+            let group = Group {
+                entries,
+                tenant,
+                priority: submission.priority,
+                deadline: submission.deadline.saturating_duration_since(shared.began),
+            };
+            tickets = shared.lock().submit(shared.now(), group)?;
+            shared.arrived.notify_one();
+        }
+        let mut places = tickets.into_iter().zip(receivers);
+        let pending = recalled.into_iter().filter_map(|row| match row {
+            Some(row) => Some(Pending(Found::Row(row))),
+            None => places.next().map(|(ticket, answer)| {
+                Pending(Found::Place(Place {
+                    shared: Arc::clone(shared),
+                    ticket,
+                    answer,
+                    answered: false,
+                }))
+            }),
+        });
+        Ok(pending.collect())
+    }
+
+    /// Whether rows are kept for inputs that come again.
+    pub fn keeps_rows(&self) -> bool {
+        self.handle.shared.cache.is_some()
+    }
+
+    /// What has been done so far, and what waits now.
+    pub fn counters(&self) -> Counters {
+        let shared = &self.handle.shared;
+        let mut counters = shared.lock().counters();
+        counters.cache_hits = shared.cache_hits.load(Ordering::Relaxed);
+        counters.cache_misses = shared.cache_misses.load(Ordering::Relaxed);
+        counters.pixel_bytes = shared.pixels.held();
+        counters.cache_bytes = shared.cache.as_ref().map_or(0, RowCache::bytes);
+        counters
     }
 
     /// Accepts nothing more; what was accepted is still computed.
@@ -276,9 +328,27 @@ impl Batcher {
     /// Accepts nothing more, and waits until what was accepted has been computed.
     pub async fn drain(&self) {
         self.close();
-        let mut finished = self.handle.finished.clone();
-        // Nothing is ever sent: the error that the sender is gone is the news.
-        let _ = finished.changed().await;
+        let mut fate = self.handle.fate.clone();
+        // The error says that the worker is gone, which is as good an end.
+        let _ = fate.wait_for(|fate| *fate != Fate::Working).await;
+    }
+
+    /// Whether the device thread has stopped getting on with its work.
+    pub fn is_stalled(&self) -> bool {
+        self.handle.heart.is_stalled()
+    }
+
+    /// Whether the device is gone, so that nothing will ever be computed again.
+    pub fn is_lost(&self) -> bool {
+        *self.handle.fate.borrow() == Fate::Lost
+    }
+
+    /// Waits until the device is gone, perhaps for ever.
+    pub async fn lost(&self) {
+        let mut fate = self.handle.fate.clone();
+        if fate.wait_for(|fate| *fate == Fate::Lost).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

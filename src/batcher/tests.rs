@@ -32,8 +32,43 @@ fn rows(batch: &PackedBatch) -> Vec<Encoded> {
 const POLICY: BatchPolicy = BatchPolicy {
     max_tokens: 8,
     max_sequences: 4,
-    max_queue_tokens: 20,
+    max_queue_tokens: 40,
+    max_pixel_bytes: 1000,
+    max_bulk: Duration::from_secs(1000),
+    max_wait: Duration::ZERO,
+    max_cache_bytes: 0,
 };
+
+fn no_heart() -> Heartbeat {
+    Heartbeat::new(Duration::ZERO)
+}
+
+/// A request somebody waits for.
+fn interactive(sequences: Vec<Sequence>) -> Submission {
+    let input = |sequence: Sequence| Input {
+        identity: Identity::of(&sequence),
+        sequence,
+        held: Held::default(),
+    };
+    Submission {
+        inputs: sequences.into_iter().map(input).collect(),
+        tenant: Tenant::default(),
+        priority: Some(Priority::Interactive),
+        deadline: Instant::now() + Duration::from_secs(3600),
+    }
+}
+
+fn submit(batcher: &Batcher, sequences: Vec<Sequence>) -> Result<Vec<Pending>, BatcherError> {
+    batcher.submit(interactive(sequences))
+}
+
+async fn answers(pending: Vec<Pending>) -> Vec<Result<Embedding, BatcherError>> {
+    let mut answers = Vec::new();
+    for pending in pending {
+        answers.push(pending.row().await);
+    }
+    answers
+}
 
 /// A device that notes the size of each batch and computes one for every permit of `gate`; id 13 makes it fail.
 #[derive(Clone)]
@@ -54,10 +89,10 @@ impl Device {
 
     fn batcher(&self, policy: BatchPolicy) -> Batcher {
         let device = self.clone();
-        Batcher::with_encoder(policy, move |batch| {
+        Batcher::with_encoder(policy, no_heart(), move |batch| {
             let device = device.clone();
+            device.started.fetch_add(1, Ordering::SeqCst);
             async move {
-                device.started.fetch_add(1, Ordering::SeqCst);
                 device.gate.acquire().await.unwrap().forget();
                 device.sizes.lock().unwrap().push(batch.sequences());
                 match batch.input_ids.contains(&13) {
@@ -83,10 +118,10 @@ impl Device {
 async fn what_arrives_during_a_pass_shares_the_next_one() {
     let device = Device::new(0);
     let batcher = device.batcher(POLICY);
-    let first = batcher.submit(vec![sequence(1, 1)]).unwrap();
+    let first = submit(&batcher, vec![sequence(1, 1)]).unwrap();
     device.until_started(1).await;
     let rest: Vec<Pending> = (2..5)
-        .flat_map(|id| batcher.submit(vec![sequence(id, 2)]).unwrap())
+        .flat_map(|id| submit(&batcher, vec![sequence(id, 2)]).unwrap())
         .collect();
     device.gate.add_permits(2);
     for (id, pending) in (1..).zip(first.into_iter().chain(rest)) {
@@ -96,38 +131,18 @@ async fn what_arrives_during_a_pass_shares_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_whole_batch_is_formed_while_the_device_is_busy() {
-    let device = Device::new(0);
-    let batcher = device.batcher(POLICY);
-    let _first = batcher.submit(vec![sequence(1, 1)]).unwrap();
-    device.until_started(1).await;
-    let second: Vec<Sequence> = (2..6).map(|id| sequence(id, 1)).collect();
-    let _second = batcher.submit(second).unwrap();
-    for _ in 0..10 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(batcher.handle.shared.lock().queue.tokens(), 0);
-    assert_eq!(device.started.load(Ordering::SeqCst), 1);
-}
-
-#[tokio::test]
 async fn the_poisoned_member_of_a_batch_fails_alone() {
     let device = Device::new(100);
     let batcher = device.batcher(POLICY);
     let ids = [1, 13, 2];
-    let pending = batcher
-        .submit(ids.map(|id| sequence(id, 1)).to_vec())
-        .unwrap();
-    let mut outcomes = Vec::new();
-    for pending in pending {
-        outcomes.push(pending.row().await.map(|embedding| embedding.row));
-    }
-    assert_eq!(outcomes[0].as_ref().unwrap(), &[1.0]);
+    let pending = submit(&batcher, ids.map(|id| sequence(id, 1)).to_vec()).unwrap();
+    let outcomes = answers(pending).await;
+    assert_eq!(outcomes[0].as_ref().unwrap().row, [1.0]);
     assert!(matches!(
         outcomes[1],
         Err(BatcherError::Failed(EngineError::Panicked))
     ));
-    assert_eq!(outcomes[2].as_ref().unwrap(), &[2.0]);
+    assert_eq!(outcomes[2].as_ref().unwrap().row, [2.0]);
     assert_eq!(device.sizes(), [3, 1, 1, 1]);
 }
 
@@ -140,116 +155,234 @@ async fn each_row_comes_with_its_own_count_of_cached_tokens() {
             prefix_tokens: id as usize % 3,
             ..sequence(id, 2)
         });
-        for (id, pending) in ids
-            .into_iter()
-            .zip(batcher.submit(sequences.into()).unwrap())
-        {
-            let cached = pending.row().await.map(|embedding| embedding.cached_tokens);
+        let pending = submit(&batcher, sequences.into()).unwrap();
+        for (id, answer) in ids.into_iter().zip(answers(pending).await) {
+            let cached = answer.map(|embedding| embedding.cached_tokens);
             assert_eq!(cached.ok(), (id != 13).then_some(id as usize % 3));
         }
     }
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_a_whole_request_and_says_when_to_come_back() {
+async fn the_same_input_of_two_clients_is_computed_once_though_one_leaves() {
     let device = Device::new(0);
     let batcher = device.batcher(POLICY);
-    let _computing = batcher.submit(vec![sequence(1, 1)]).unwrap();
+    let _first = submit(&batcher, vec![sequence(1, 1)]).unwrap();
     device.until_started(1).await;
-    let _waiting = batcher
-        .submit(vec![sequence(2, 7), sequence(3, 6)])
-        .unwrap();
-    // 2 is staged already, so 6 tokens wait.
-    for _ in 0..10 {
-        tokio::task::yield_now().await;
-    }
-    let error = batcher
-        .submit(vec![sequence(4, 7), sequence(5, 8)])
-        .unwrap_err();
-    let BatcherError::Overloaded {
-        queued_tokens,
-        limit,
-        retry_after,
-    } = error
-    else {
-        panic!("{error}")
-    };
-    assert_eq!((queued_tokens, limit), (6, 20));
-    assert!(retry_after >= Duration::from_millis(100));
-}
-
-#[tokio::test]
-async fn a_client_that_left_costs_no_pass() {
-    let device = Device::new(0);
-    let batcher = device.batcher(POLICY);
-    let first = batcher.submit(vec![sequence(1, 1)]).unwrap();
-    device.until_started(1).await;
-    let leaving = batcher.submit(vec![sequence(2, 1)]).unwrap();
-    let staying = batcher.submit(vec![sequence(3, 1)]).unwrap();
+    let leaving = submit(&batcher, vec![sequence(2, 3)]).unwrap();
+    let staying = submit(&batcher, vec![sequence(2, 3), sequence(2, 3)]).unwrap();
     drop(leaving);
-    device.gate.add_permits(100);
-    for pending in first.into_iter().chain(staying) {
-        pending.row().await.unwrap();
+    device.gate.add_permits(1);
+    device.until_started(2).await;
+    // Also while it is being computed.
+    let joining = submit(&batcher, vec![sequence(2, 3)]).unwrap();
+    device.gate.add_permits(1);
+    for answer in answers(staying.into_iter().chain(joining).collect()).await {
+        assert_eq!(answer.unwrap().row, [2.0]);
     }
     assert_eq!(device.sizes(), [1, 1]);
+    assert_eq!(batcher.counters().computed_once, 3);
 }
 
 #[tokio::test]
-async fn those_who_leave_a_formed_batch_are_left_out_of_it() {
+async fn what_two_tenants_ask_alike_is_computed_for_each() {
     let device = Device::new(0);
     let batcher = device.batcher(POLICY);
-    let first = batcher.submit(vec![sequence(1, 1)]).unwrap();
+    let _first = submit(&batcher, vec![sequence(1, 1)]).unwrap();
     device.until_started(1).await;
-    let mut formed = batcher
-        .submit((2..6).map(|id| sequence(id, 1)).collect())
-        .unwrap();
-    for _ in 0..10 {
-        tokio::task::yield_now().await;
-    }
-    formed.truncate(1);
+    let mine = submit(&batcher, vec![sequence(2, 3)]).unwrap();
+    let theirs = batcher.submit(Submission {
+        tenant: Tenant(7),
+        ..interactive(vec![sequence(2, 3)])
+    });
+    device.gate.add_permits(2);
+    let both = mine.into_iter().chain(theirs.unwrap()).collect();
+    assert!(answers(both).await.iter().all(Result::is_ok));
+    assert_eq!(device.sizes(), [1, 2]);
+}
+
+#[tokio::test]
+async fn clients_that_leave_free_their_places_at_once() {
+    let device = Device::new(0);
+    let batcher = device.batcher(POLICY);
+    let first = submit(&batcher, vec![sequence(1, 1)]).unwrap();
+    device.until_started(1).await;
+    let leaving = submit(
+        &batcher,
+        vec![sequence(2, 7), sequence(3, 7), sequence(4, 7)],
+    )
+    .unwrap();
+    let refused = submit(
+        &batcher,
+        vec![sequence(5, 8), sequence(6, 8), sequence(7, 8)],
+    );
+    assert!(matches!(refused, Err(BatcherError::Overloaded { .. })));
+    drop(leaving);
+    assert_eq!(
+        batcher.counters().waiting_in(Priority::Interactive),
+        Waiting::default()
+    );
+    let staying = submit(
+        &batcher,
+        vec![sequence(5, 8), sequence(6, 8), sequence(7, 8)],
+    )
+    .unwrap();
     device.gate.add_permits(100);
-    for pending in first.into_iter().chain(formed) {
-        pending.row().await.unwrap();
-    }
-    assert_eq!(device.sizes(), [1, 1]);
+    let all = first.into_iter().chain(staying).collect();
+    assert!(answers(all).await.iter().all(Result::is_ok));
+    assert_eq!(device.sizes(), [1, 1, 1, 1]);
 }
 
 #[tokio::test]
 async fn a_drain_finishes_what_was_accepted_and_takes_nothing_more() {
     let device = Device::new(0);
     let batcher = device.batcher(POLICY);
-    let pending = batcher
-        .submit((0..9).map(|id| sequence(id, 2)).collect())
-        .unwrap();
+    let pending = submit(&batcher, (0..9).map(|id| sequence(id, 2)).collect()).unwrap();
     device.until_started(1).await;
     let draining = tokio::spawn({
         let batcher = batcher.clone();
         async move { batcher.drain().await }
     });
-    while !batcher.handle.shared.lock().closed {
-        tokio::task::yield_now().await;
-    }
-    assert!(matches!(
-        batcher.submit(vec![sequence(1, 1)]),
-        Err(BatcherError::Draining)
-    ));
+    let refused = loop {
+        match submit(&batcher, vec![sequence(99, 1)]) {
+            Ok(_) => tokio::task::yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, BatcherError::Draining), "{refused}");
     device.gate.add_permits(100);
     draining.await.unwrap();
-    for (id, pending) in pending.into_iter().enumerate() {
-        assert_eq!(pending.row().await.unwrap().row, [id as f32]);
+    for (id, answer) in answers(pending).await.into_iter().enumerate() {
+        assert_eq!(answer.unwrap().row, [id as f32]);
     }
+    assert!(!batcher.is_lost());
 }
 
 #[tokio::test]
 async fn an_engine_that_stopped_is_told_apart_from_an_input_that_fails() {
-    let batcher = Batcher::with_encoder(POLICY, |_| async { Err(EngineError::Stopped) });
-    let error = batcher.embed(sequence(1, 1)).await.unwrap_err();
-    assert!(matches!(error, BatcherError::Unavailable), "{error}");
+    let batcher =
+        Batcher::with_encoder(POLICY, no_heart(), |_| async { Err(EngineError::Stopped) });
+    let pending = submit(&batcher, vec![sequence(1, 1)]).unwrap();
+    let answer = answers(pending).await.remove(0);
+    assert!(
+        matches!(answer, Err(BatcherError::Unavailable)),
+        "{answer:?}"
+    );
+    batcher.lost().await;
+    assert!(batcher.is_lost());
+    let refused = submit(&batcher, vec![sequence(1, 1)]);
+    assert!(matches!(refused, Err(BatcherError::Unavailable)));
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_leaves_nobody_waiting() {
+    let batcher = Batcher::with_encoder(POLICY, no_heart(), |batch: PackedBatch| async move {
+        assert_eq!(batch.sequences(), 0, "on purpose");
+        Ok(Vec::new())
+    });
+    let pending = submit(&batcher, vec![sequence(1, 1), sequence(2, 1)]).unwrap();
+    for answer in answers(pending).await {
+        assert!(
+            matches!(answer, Err(BatcherError::Unavailable)),
+            "{answer:?}"
+        );
+    }
+    batcher.lost().await;
 }
 
 #[tokio::test]
 async fn a_device_that_miscounts_is_an_error_not_a_swapped_row() {
-    let batcher = Batcher::with_encoder(POLICY, |_| async { Ok(Vec::new()) });
-    let error = batcher.embed(sequence(1, 1)).await.unwrap_err();
-    assert!(matches!(error, BatcherError::Failed(_)), "{error}");
+    let batcher = Batcher::with_encoder(POLICY, no_heart(), |_| async { Ok(Vec::new()) });
+    let pending = submit(&batcher, vec![sequence(1, 1)]).unwrap();
+    let answer = answers(pending).await.remove(0);
+    assert!(matches!(answer, Err(BatcherError::Failed(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn with_a_wait_configured_a_lone_input_waits_for_company_and_no_longer() {
+    let device = Device::new(100);
+    let batcher = device.batcher(BatchPolicy {
+        max_wait: Duration::from_millis(300),
+        ..POLICY
+    });
+    let first = submit(&batcher, vec![sequence(1, 1)]).unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(device.sizes(), [0; 0]);
+    let second = submit(&batcher, vec![sequence(2, 1)]).unwrap();
+    let both = first.into_iter().chain(second).collect();
+    assert!(answers(both).await.iter().all(Result::is_ok));
+    assert_eq!(device.sizes(), [2]);
+}
+
+#[tokio::test]
+async fn a_row_that_is_kept_is_given_again_without_a_pass_and_to_its_tenant_only() {
+    let device = Device::new(100);
+    let batcher = device.batcher(BatchPolicy {
+        max_cache_bytes: 1 << 20,
+        ..POLICY
+    });
+    assert!(batcher.keeps_rows());
+    let first = answers(submit(&batcher, vec![sequence(1, 3), sequence(13, 1)]).unwrap()).await;
+    assert!(!first[0].as_ref().unwrap().from_cache && first[1].is_err());
+    // What failed is not kept; what is new is computed beside what is known.
+    let again = vec![sequence(2, 1), sequence(1, 3), sequence(13, 1)];
+    let again = answers(submit(&batcher, again).unwrap()).await;
+    let known = again[1].as_ref().unwrap();
+    assert_eq!((known.from_cache, known.cached_tokens), (true, 3));
+    assert_eq!(known.row, first[0].as_ref().unwrap().row);
+    assert!(!again[0].as_ref().unwrap().from_cache && again[2].is_err());
+    let others = batcher.submit(Submission {
+        tenant: Tenant(7),
+        ..interactive(vec![sequence(1, 3)])
+    });
+    assert!(
+        !answers(others.unwrap()).await[0]
+            .as_ref()
+            .unwrap()
+            .from_cache
+    );
+    let counters = batcher.counters();
+    assert_eq!((counters.cache_hits, counters.cache_misses), (1, 5));
+    assert!(counters.cache_bytes > 0);
+}
+
+#[tokio::test]
+async fn pixels_are_held_until_they_are_computed_or_nobody_wants_them() {
+    let device = Device::new(0);
+    let batcher = device.batcher(POLICY);
+    let submit = |id: u32, bytes: usize| {
+        let mut submission = interactive(vec![sequence(id, 1)]);
+        submission.inputs[0].held = batcher.hold(bytes, 0)?;
+        batcher.submit(submission)
+    };
+    let first = submit(1, 400).unwrap();
+    device.until_started(1).await;
+    let second = submit(2, 400).unwrap();
+    let full = submit(3, 400).unwrap_err();
+    assert!(
+        matches!(
+            full,
+            BatcherError::Overloaded {
+                waiting: 800,
+                limit: 1000,
+                ..
+            }
+        ),
+        "{full}"
+    );
+    let never = batcher.hold(400, 700).unwrap_err();
+    assert!(
+        matches!(never, BatcherError::TooManyPixels { limit: 1000 }),
+        "{never}"
+    );
+    assert_eq!(batcher.counters().refused.full, 1);
+    drop(second);
+    assert_eq!(batcher.counters().pixel_bytes, 400);
+    // Also when the client leaves, what is being computed is in memory.
+    drop(first);
+    assert_eq!(batcher.counters().pixel_bytes, 400);
+    device.gate.add_permits(1);
+    while batcher.counters().pixel_bytes > 0 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -1,186 +1,83 @@
-//! The loop between the queue and the engine: while a batch computes, the next one gathers, and is packed as soon as it cannot grow.
+//! The loop between the schedule and the engine: tells the one what time it is and the other what to compute.
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use super::{BatcherError, Embedding, Outcome, Shared, Ticket};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::Fate;
+use super::forming::{Batch, Step};
+use super::schedule::Phase;
+use super::shared::{Payload, Shared};
 use crate::engine::{Encoded, EngineError};
 use crate::model::PackedBatch;
 
 type Rows = Result<Vec<Encoded>, EngineError>;
 
-/// A batch ready for the engine, and who waits for its rows.
-struct Formed {
-    tickets: Vec<Ticket>,
-    packed: PackedBatch,
-}
-
-impl Formed {
-    fn of(tickets: Vec<Ticket>) -> Self {
-        let packed = PackedBatch::pack(tickets.iter().map(|ticket| &ticket.sequence));
-        Formed { tickets, packed }
-    }
-
-    /// Leaves out those whose client has left since the batch was formed.
-    fn refreshed(mut self) -> Self {
-        let before = self.tickets.len();
-        self.tickets.retain(Ticket::is_wanted);
-        if self.tickets.len() == before {
-            self
-        } else {
-            Formed::of(self.tickets)
-        }
-    }
-}
-
-/// Runs until the queue is closed and empty.
-pub(super) async fn run<E, F>(shared: Arc<Shared>, encode: E)
+/// Runs until the schedule is closed and empty, or the device lost. `encode` begins with a batch when it is called, not when it is
+/// first polled.
+pub(super) async fn run<E, F>(shared: Arc<Shared>, encode: E) -> Fate
 where
     E: Fn(PackedBatch) -> F,
     F: Future<Output = Rows>,
 {
-    let mut staged = None;
-    loop {
-        let formed = match staged.take().map(Formed::refreshed) {
-            Some(formed) if formed.tickets.is_empty() => continue,
-            Some(formed) => formed,
-            None => match next(&shared).await {
-                Some(formed) => formed,
-                None => return,
-            },
-        };
-        let Formed { tickets, packed } = formed;
-        let tokens = packed.tokens();
-        let started = Instant::now();
-        let mut pass = pin!(encode(packed));
-        let rows = loop {
-            // The pass first: once the device is free, nothing else matters.
-            tokio::select! {
-                biased;
-                rows = &mut pass => break rows,
-                formed = next_whole(&shared), if staged.is_none() => staged = Some(formed),
-            }
-        };
-        settle(&shared, &encode, tickets, (rows, tokens, started)).await;
-    }
-}
-
-/// Waits for work; `None` when no more will come.
-async fn next(shared: &Shared) -> Option<Formed> {
+    let mut passes = FuturesUnordered::new();
+    let mut ended = None;
     loop {
         let arrival = shared.arrived.notified();
-        {
-            let mut state = shared.lock();
-            let tickets = state.queue.next_batch(Ticket::is_wanted);
-            if !tickets.is_empty() {
-                drop(state);
-                return Some(Formed::of(tickets));
+        let (step, answers, phase) = {
+            let mut schedule = shared.lock();
+            if let Some((pass, rows)) = ended.take() {
+                schedule.finish(shared.now(), pass, rows);
             }
-            if state.closed {
-                return None;
+            let step = schedule.next(shared.now());
+            (step, schedule.take_answers(), schedule.phase)
+        };
+        match step {
+            Step::Run(batch) => {
+                let rows = encode(pack(&batch));
+                passes.push(async move { (batch.pass, rows.await) });
+                // Only now, so that the device does not wait while a thousand clients are told.
+                shared.tell(answers);
             }
-        }
-        // `notify_one` leaves a permit when nobody waits yet, so an arrival between the look and the wait is not missed.
-        arrival.await;
-    }
-}
-
-/// Waits until the queue holds a batch that cannot grow. What is less stays in the queue, where it may still gain company.
-async fn next_whole(shared: &Shared) -> Formed {
-    loop {
-        let arrival = shared.arrived.notified();
-        {
-            let mut state = shared.lock();
-            if state.queue.has_whole_batch() {
-                let tickets = state.queue.next_batch(Ticket::is_wanted);
-                drop(state);
-                if !tickets.is_empty() {
-                    return Formed::of(tickets);
+            Step::Wait(until) => {
+                shared.tell(answers);
+                tokio::select! {
+                    biased;
+                    Some(pass) = passes.next() => ended = Some(pass),
+                    // `notify_one` leaves a permit when nobody waits yet, so an arrival since the look is not missed.
+                    () = arrival => {}
+                    () = pause(until, &shared) => {}
                 }
-                continue;
             }
-        }
-        arrival.await;
-    }
-}
-
-/// Hands out the rows of a batch; when it failed, each member is tried once more alone, so that one poisoned input does not take
-/// its neighbours along.
-async fn settle<E, F>(
-    shared: &Shared,
-    encode: &E,
-    tickets: Vec<Ticket>,
-    (rows, tokens, started): (Rows, usize, Instant),
-) where
-    E: Fn(PackedBatch) -> F,
-    F: Future<Output = Rows>,
-{
-    let forward = started.elapsed();
-    let sequences = tickets.len();
-    let outcome = |encoded: Encoded, ticket: &Ticket| Embedding {
-        row: encoded.row,
-        cached_tokens: encoded.cached_tokens,
-        queued: started - ticket.since,
-        forward,
-    };
-    match rows {
-        Ok(rows) if rows.len() == sequences => {
-            shared.lock().learn(tokens, forward);
-            let forward_ms = forward.as_millis() as u64;
-            tracing::debug!(sequences, tokens, forward_ms, "batch");
-            for (row, ticket) in rows.into_iter().zip(tickets) {
-                let embedding = outcome(row, &ticket);
-                answer(ticket, Ok(embedding));
-            }
-        }
-        Err(error @ EngineError::Stopped) => {
-            tracing::error!(%error, "the engine is gone");
-            for ticket in tickets {
-                answer(ticket, Err(BatcherError::Unavailable));
-            }
-        }
-        failed => {
-            let error = failed.map_or_else(|error| error, |rows| miscounted(sequences, rows.len()));
-            tracing::error!(%error, sequences, tokens, "a batch failed; its members are tried alone");
-            for ticket in tickets.into_iter().filter(Ticket::is_wanted) {
-                let row = alone(encode, &ticket).await;
-                let outcome = row.map(|row| Embedding {
-                    forward: started.elapsed(),
-                    ..outcome(row, &ticket)
-                });
-                answer(ticket, outcome);
+            Step::Finished => {
+                shared.tell(answers);
+                return match phase {
+                    Phase::Lost => Fate::Lost,
+                    Phase::Open | Phase::Draining => Fate::Finished,
+                };
             }
         }
     }
 }
 
-async fn alone<E, F>(encode: &E, ticket: &Ticket) -> Result<Encoded, BatcherError>
-where
-    E: Fn(PackedBatch) -> F,
-    F: Future<Output = Rows>,
-{
-    match encode(PackedBatch::pack([&ticket.sequence])).await {
-        Ok(mut rows) => match rows.pop() {
-            Some(row) if rows.is_empty() => Ok(row),
-            row => Err(BatcherError::Failed(miscounted(
-                1,
-                rows.len() + usize::from(row.is_some()),
-            ))),
-        },
-        Err(EngineError::Stopped) => Err(BatcherError::Unavailable),
-        Err(error) => Err(BatcherError::Failed(error)),
+/// Until that time, or for ever.
+async fn pause(until: Option<Duration>, shared: &Shared) {
+    match until {
+        Some(until) => tokio::time::sleep(until.saturating_sub(shared.now())).await,
+        None => std::future::pending().await,
     }
 }
 
-fn miscounted(sequences: usize, rows: usize) -> EngineError {
-    EngineError::Forward {
-        reason: format!("{rows} rows came back for {sequences} sequences"),
+fn pack(batch: &Batch<Arc<Payload>>) -> PackedBatch {
+    PackedBatch {
+        media_keys: batch
+            .members
+            .iter()
+            .flat_map(|(_, payload)| payload.media_keys.iter().copied())
+            .collect(),
+        tenants: batch.members.iter().map(|(tenant, _)| *tenant).collect(),
+        ..PackedBatch::pack(batch.members.iter().map(|(_, payload)| &payload.sequence))
     }
-}
-
-fn answer(ticket: Ticket, outcome: Outcome) {
-    // A client that left meanwhile has no use for the row.
-    let _ = ticket.reply.send(outcome);
 }

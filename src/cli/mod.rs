@@ -97,6 +97,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<()> {
 fn command() -> clap::Command {
     let unheeded = [
         "batch",
+        "cache",
         "server",
         "limits",
         "auth",
@@ -117,7 +118,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         return EXIT_USAGE;
     }
     match error.downcast_ref::<EngineError>() {
-        Some(EngineError::Device { .. } | EngineError::Stopped) => EXIT_DEVICE,
+        Some(EngineError::Device { .. }) => EXIT_DEVICE,
+        Some(error) if error.is_lasting() => EXIT_DEVICE,
         _ => EXIT_FAILURE,
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -15,11 +15,15 @@ use super::{Misconfigured, summary};
 use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served};
 use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
-use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineInfo};
+use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineError, EngineInfo};
 use crate::media::MediaLoader;
 use crate::processor::Processor;
-use crate::service::Embedder;
+use crate::service::{Embedder, TokenQuota};
 use crate::telemetry;
+
+/// How long the process stays after its device was lost, so that every client reads its answer: well under a second, for until it has
+/// gone nobody starts another.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Serves until SIGTERM or Ctrl-C.
 ///
@@ -76,6 +80,11 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     let finished = tokio::select! {
         finished = &mut answering => finished.context("the listener panicked")?,
         _ = signals.wait_for(|count| *count > 1) => false,
+        () = batcher.lost() => {
+            // Everybody has been told; what they were told is on its way to them.
+            tokio::time::sleep(FAREWELL).await;
+            return Err(EngineError::Stopped).context("the device is lost");
+        }
     };
     batcher.close();
     if !finished {
@@ -111,7 +120,9 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
 /// Puts the stages together.
 fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Served> {
     let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
-    let embedder = Embedder::new(loader, config.media.clone(), loaded.processor, batcher);
+    let quota = TokenQuota::new(config.limits.tokens_per_minute);
+    let media = config.media.clone();
+    let embedder = Embedder::new(loader, media, loaded.processor, batcher, quota);
     Ok(Served {
         names: loaded.served_names,
         embedder,

@@ -92,6 +92,8 @@ pub struct LimitSettings {
     pub max_input_tokens: usize,
     /// Longest a request may take.
     pub request_timeout: Duration,
+    /// Most tokens of one key in a minute; 0 is no limit.
+    pub tokens_per_minute: u32,
 }
 
 /// Who may ask.

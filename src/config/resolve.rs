@@ -47,11 +47,17 @@ impl Config {
                 device: value::device(values.text("engine.device")).unwrap_or_default(),
                 threads: values.count("engine.threads"),
                 max_prefix_bytes: values.count("engine.max_prefix_bytes"),
+                max_vision_bytes: values.count("cache.max_vision_bytes"),
+                watchdog: values.duration("engine.watchdog_ms"),
             },
             batch: BatchPolicy {
                 max_tokens: values.count("batch.max_tokens"),
                 max_sequences: values.count("batch.max_sequences"),
                 max_queue_tokens: values.count("batch.max_queue_tokens"),
+                max_pixel_bytes: values.count("batch.max_pixel_bytes"),
+                max_bulk: values.duration("batch.max_bulk_ms"),
+                max_wait: values.duration("batch.max_wait_ms"),
+                max_cache_bytes: values.count("cache.max_embedding_bytes"),
             },
             server: ServerSettings {
                 host: values.text("server.host").to_owned(),
@@ -65,6 +71,8 @@ impl Config {
                 max_inputs: values.count("limits.max_inputs"),
                 max_input_tokens: values.count("limits.max_input_tokens"),
                 request_timeout: values.duration("limits.request_timeout_ms"),
+                tokens_per_minute: u32::try_from(values.integer("limits.tokens_per_minute"))
+                    .unwrap_or(u32::MAX),
             },
             auth: AuthSettings {
                 api_keys: values.secrets("auth.api_keys"),

@@ -113,6 +113,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "batch",
         "Which requests share a forward pass, and when the queue is full.",
     ),
+    (
+        "cache",
+        "What is kept for inputs that come again; each API key has its own.",
+    ),
     ("server", "The listener, and how the server stops."),
     ("limits", "What one request may ask for."),
     ("auth", "Who may ask. With no key at all, everybody."),
@@ -174,6 +178,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         "CPU threads of a forward pass. 0: one for each available core."),
     setting("engine.max_prefix_bytes", integer(0, MOST), "268435456", &[],
         "Most memory for keys and values of instructions, which later requests with the same one reuse (CPU). 0: none."),
+    setting("engine.watchdog_ms", integer(0, DAY_MS), "300000", &[],
+        "How long one layer of a forward pass may take before /health/live fails. 0: for ever."),
 
     setting("batch.max_tokens", integer(1, MOST), "16384", &["max-batch-tokens", "max-num-batched-tokens"],
         "Most tokens of one forward pass; a longer input goes alone."),
@@ -181,6 +187,18 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Most inputs of one forward pass."),
     setting("batch.max_queue_tokens", integer(1, MOST), "1048576", &[],
         "Most tokens waiting; beyond that requests are refused with 429."),
+    setting("batch.max_pixel_bytes", integer(1, MOST), "2147483648", &[],
+        "Most bytes of decoded pixels held until they are computed; beyond that requests with images or videos are refused."),
+    setting("batch.max_bulk_ms", integer(1, DAY_MS), "50", &[],
+        "Longest forward pass of bulk work, so that a query need not wait long. One input is never split, whatever it takes."),
+    setting("batch.max_wait_ms", integer(0, DAY_MS), "0", &[],
+        "How long a batch that could grow waits for more while nothing is computed. 0: not at all."),
+
+    setting("cache.max_embedding_bytes", integer(0, MOST), "0", &[],
+        "Most memory for the vectors of inputs that may come again. The header x-embed-cache then says hit or miss. 0: none are kept."),
+
+    setting("cache.max_vision_bytes", integer(0, MOST), "0", &[],
+        "Most memory for what the vision tower made of images and videos that may come again, in whatever input (CPU). 0: none is kept."),
 
     setting("server.host", Kind::Text, r#""127.0.0.1""#, &["host"],
         "Address to listen on. 0.0.0.0 or :: listens on all."),
@@ -201,6 +219,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Most tokens of one input, media and template included."),
     setting("limits.request_timeout_ms", integer(1, DAY_MS), "300000", &["request-timeout-ms"],
         "Longest a request may take."),
+    setting("limits.tokens_per_minute", integer(0, u32::MAX as u64), "0", &[],
+        "Most tokens one API key may have computed in a minute; without keys, everybody together. 0: no limit."),
 
     setting("auth.api_keys", Kind::Secrets, "[]", &["api-key"],
         "Keys clients may send, several separated by commas. By environment only: never by flag or in this file."),

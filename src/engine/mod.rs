@@ -4,6 +4,7 @@ pub mod checkpoint;
 mod device;
 mod download;
 pub mod error;
+mod heartbeat;
 mod hub;
 mod hub_cache;
 mod pass;
@@ -12,17 +13,21 @@ mod refusal;
 #[cfg(test)]
 mod sample_checkpoint;
 mod shards;
+mod sights;
 
 pub use checkpoint::{Checkpoint, CheckpointSource};
 pub use error::EngineError;
+pub use heartbeat::Heartbeat;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use pass::Prefixes;
+use pass::{Memory, Prefixes};
+use sights::Sights;
 
 use crate::kernels::keep_awake;
 use crate::model::{ModelError, PackedBatch, Qwen3VlEncoder};
@@ -66,6 +71,10 @@ pub struct EngineSettings {
     pub threads: usize,
     /// Most bytes of keys and values that are kept for the prefixes requests have in common; 0 keeps none.
     pub max_prefix_bytes: usize,
+    /// Most bytes of what the vision tower said of pictures and videos that may come again; 0 keeps nothing.
+    pub max_vision_bytes: usize,
+    /// How long the device thread may have work and give no sign of getting on with it; zero is for ever. It gives one at every layer.
+    pub watchdog: Duration,
 }
 
 impl Default for EngineSettings {
@@ -75,6 +84,8 @@ impl Default for EngineSettings {
             device: DeviceChoice::default(),
             threads: 0,
             max_prefix_bytes: 256 << 20,
+            max_vision_bytes: 0,
+            watchdog: Duration::from_secs(300),
         }
     }
 }
@@ -124,6 +135,7 @@ struct Job {
 pub struct Engine {
     jobs: mpsc::Sender<Job>,
     info: Arc<EngineInfo>,
+    heart: Heartbeat,
 }
 
 impl Engine {
@@ -145,7 +157,6 @@ impl Engine {
         // Inside the pool: weights are packed by the threads that will multiply them.
         let encoder =
             pool.install(|| Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels))?;
-        let mut prefixes = Prefixes::new(settings.max_prefix_bytes);
         let head = checkpoint
             .weights
             .get("lm_head.weight")
@@ -163,17 +174,20 @@ impl Engine {
             max_position_embeddings: config.text.max_position_embeddings,
             parameters: (all - head) as u64,
         };
+        let heart = Heartbeat::new(settings.watchdog);
+        let work = Work {
+            encoder,
+            pool,
+            memory: Mutex::new(Memory {
+                prefixes: Prefixes::new(settings.max_prefix_bytes),
+                sights: Sights::new(settings.max_vision_bytes),
+            }),
+            heart: heart.clone(),
+        };
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || {
-                for job in queue {
-                    // The receiver may have left; then nobody wants the rows.
-                    let _ = job
-                        .reply
-                        .send(run(&encoder, &pool, &mut prefixes, &job.batch));
-                }
-            })
+            .spawn(move || work.run(&Mutex::new(queue)))
             .map_err(|error| EngineError::Device {
                 device: picked.device,
                 reason: error.to_string(),
@@ -181,6 +195,7 @@ impl Engine {
         Ok(Engine {
             jobs,
             info: Arc::new(info),
+            heart,
         })
     }
 
@@ -189,34 +204,80 @@ impl Engine {
         &self.info
     }
 
-    /// One forward pass: one [`Encoded`] for each sequence, in order.
+    /// Whether the thread gets on with its work.
+    pub fn heartbeat(&self) -> &Heartbeat {
+        &self.heart
+    }
+
+    /// One forward pass: one [`Encoded`] for each sequence, in order. It begins now, not when the future is first polled.
     ///
     /// # Errors
-    /// [`EngineError::Panicked`] or [`EngineError::Forward`] when the pass failed: the thread lives on.
-    /// [`EngineError::Stopped`] when it does not.
-    pub async fn encode(&self, batch: PackedBatch) -> Result<Vec<Encoded>, EngineError> {
+    /// [`EngineError::Panicked`], [`EngineError::Forward`] or [`EngineError::OutOfMemory`] when the pass failed: the thread lives on.
+    /// [`EngineError::Lost`] or [`EngineError::Stopped`] when no further pass can succeed.
+    pub fn encode(
+        &self,
+        batch: PackedBatch,
+    ) -> impl Future<Output = Result<Vec<Encoded>, EngineError>> + Send + use<> {
         let (reply, rows) = oneshot::channel();
-        self.jobs
-            .send(Job { batch, reply })
-            .map_err(|_| EngineError::Stopped)?;
-        rows.await.map_err(|_| EngineError::Stopped)?
+        // From here on: a thread that never takes the batch up has stalled too.
+        self.heart.beat();
+        let sent = self.jobs.send(Job { batch, reply }).is_ok();
+        async move {
+            if !sent {
+                return Err(EngineError::Stopped);
+            }
+            rows.await.map_err(|_| EngineError::Stopped)?
+        }
     }
 }
 
-fn run(
-    encoder: &Qwen3VlEncoder,
-    pool: &rayon::ThreadPool,
-    prefixes: &mut Prefixes,
-    batch: &PackedBatch,
-) -> Outcome {
-    // The encoder is only read and a prefix is kept whole or not at all, so a panic leaves nothing half-done behind.
-    let pass =
-        AssertUnwindSafe(|| pool.install(|| keep_awake(|| pass::run(encoder, prefixes, batch))));
-    match catch_unwind(pass) {
-        Ok(rows) => rows.map_err(|error| EngineError::Forward {
-            reason: error.to_string(),
-        }),
-        Err(_) => Err(EngineError::Panicked),
+/// Where batches come from. Locked by the engine thread, or by the pass it waits for.
+type Jobs = Mutex<mpsc::Receiver<Job>>;
+
+/// What the thread works with.
+struct Work {
+    encoder: Qwen3VlEncoder,
+    pool: rayon::ThreadPool,
+    memory: Mutex<Memory>,
+    heart: Heartbeat,
+}
+
+impl Work {
+    /// Until the last handle has gone.
+    fn run(&self, jobs: &Jobs) {
+        loop {
+            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(job) = next else {
+                return;
+            };
+            self.heart.beat();
+            let pass = || self.answer(job, Some(jobs));
+            self.pool.install(|| keep_awake(pass));
+            self.heart.rest();
+        }
+    }
+
+    /// Computes a batch; with `jobs`, one that comes meanwhile has a pass of its own between two layers of this one. Whoever sends a
+    /// second before the first is answered wants that.
+    fn answer(&self, job: Job, jobs: Option<&Jobs>) {
+        let between = || {
+            self.heart.beat();
+            let jobs = jobs.and_then(|jobs| jobs.try_lock().ok());
+            let next = jobs.and_then(|jobs| jobs.try_recv().ok());
+            // One, not all: the long pass gets on with a layer for each.
+            if let Some(job) = next {
+                self.answer(job, None);
+            }
+        };
+        // The encoder is only read and what is kept is kept whole or not at all, so a panic leaves nothing half-done behind.
+        let pass =
+            AssertUnwindSafe(|| pass::run(&self.encoder, &self.memory, &job.batch, &between));
+        let outcome = match catch_unwind(pass) {
+            Ok(rows) => rows.map_err(|error| EngineError::of_pass(error.to_string())),
+            Err(_) => Err(EngineError::Panicked),
+        };
+        // The receiver may have left; then nobody wants the rows.
+        let _ = job.reply.send(outcome);
     }
 }
 

@@ -1,14 +1,16 @@
 //! The whole encoder: vision tower, language model, pooling.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::config::ModelConfig;
 use super::input::{PackedBatch, Patches};
 use super::parameters::Parameters;
-use super::prefix::{Prefix, Reuse};
+use super::prefix::{Kept, Reuse};
 use super::rope::text_rope;
-use super::text::{Packing, TextModel};
-use super::vision::VisionTower;
+use super::text::{Packing, TextModel, View};
+use super::vision::{VisionFeatures, VisionTower};
 use super::{ModelError, Trace};
 use crate::kernels::{Kernels, Sensitivity, WeightError, WeightMap};
 
@@ -76,7 +78,7 @@ impl Qwen3VlEncoder {
 
     /// The same, showing the numbers at each stage to `trace` as they are computed.
     ///
-    /// Stages, in order: `vision.patch_embed`, `vision.block0_in` (`[patches, vision_hidden]`), `vision.deepstack{k}`,
+    /// Stages, in order: `vision.patch_embed`, `vision.block{i}_in` (`[patches, vision_hidden]`), between them `vision.deepstack{k}`,
     /// `vision.merged` (`[vision_tokens, hidden]`), `text.layer{i}` (the input of layer `i`, `[tokens, hidden]`), `text.norm_in`
     /// and `text.pooled` (`[sequences, hidden]`).
     ///
@@ -90,13 +92,14 @@ impl Qwen3VlEncoder {
     /// CPU. Also returns what the pass was asked to keep.
     ///
     /// # Errors
-    /// Whatever the device says.
+    /// Whatever the device or `trace` says.
     pub fn forward_reusing(
         &self,
         batch: &PackedBatch,
         reuse: Reuse<'_>,
-    ) -> Result<(Tensor, Vec<Prefix>)> {
-        self.run(batch, reuse, &mut |_, _| Ok(()))
+        trace: Trace<'_>,
+    ) -> Result<(Tensor, Kept)> {
+        self.run(batch, reuse, trace)
     }
 
     /// Bytes that keys and values of so many tokens take on the CPU, all layers.
@@ -104,6 +107,12 @@ impl Qwen3VlEncoder {
         let text = &self.config.text;
         let numbers = 2 * text.heads.kv_heads * text.heads.head_dim;
         tokens * text.num_hidden_layers * numbers * size_of::<f32>()
+    }
+
+    /// Bytes that what the vision tower says of so many vision tokens takes on the CPU.
+    pub fn feature_bytes(&self, vision_tokens: usize) -> usize {
+        let layers = 1 + self.config.vision.deepstack_visual_indexes.len();
+        vision_tokens * layers * self.config.text.hidden_size * size_of::<f32>()
     }
 
     /// Whether keys and values of another pass are the bits this pass would compute: on the CPU they are; libraries of other
@@ -117,20 +126,17 @@ impl Qwen3VlEncoder {
         batch: &PackedBatch,
         reuse: Reuse<'_>,
         trace: Trace<'_>,
-    ) -> Result<(Tensor, Vec<Prefix>)> {
+    ) -> Result<(Tensor, Kept)> {
         let kernels = &self.kernels;
         let mut x = self.language_model.embed(&batch.input_ids, kernels)?; // [tokens, hidden]
-        let mut deepstack = Vec::new();
-        if !batch.media.is_empty() {
-            let media: Vec<&Patches> = batch.media.iter().map(|patches| &**patches).collect();
-            let features = self.visual.forward(&media, kernels, trace)?;
-            x = kernels.replace_rows(x, &batch.vision_rows, &features.merged)?;
-            deepstack = features.deepstack;
+        let (views, kept_features) = self.look(batch, reuse, trace)?;
+        for view in &views {
+            x = kernels.replace_rows(x, &view.rows, &view.features.merged)?;
         }
         let text = &self.config.text;
         let packing = Packing {
             cu_seqlens: &batch.cu_seqlens,
-            vision_rows: &batch.vision_rows,
+            views: &views,
             rope: text_rope(
                 &batch.position_ids,
                 text.rope_theta,
@@ -139,10 +145,49 @@ impl Qwen3VlEncoder {
             )?,
             reuse,
         };
-        let (pooled, kept) =
-            self.language_model
-                .forward(x, &packing, (&deepstack, kernels), trace)?;
+        let (pooled, prefixes) = self.language_model.forward(x, &packing, kernels, trace)?;
         let pooled = pooled.to_tensor()?.to_dtype(candle_core::DType::F32)?;
+        let kept = Kept {
+            prefixes,
+            features: kept_features,
+        };
         Ok((pooled, kept))
+    }
+
+    /// What the tower says of a batch's media: those not seen before together, then each of the others.
+    fn look(
+        &self,
+        batch: &PackedBatch,
+        reuse: Reuse<'_>,
+        trace: Trace<'_>,
+    ) -> Result<(Vec<View>, Vec<VisionFeatures>)> {
+        let spans = batch.vision_spans();
+        let seen = |i: usize| reuse.seen.get(i).and_then(Option::as_ref);
+        let new: Vec<usize> = (0..spans.len()).filter(|&i| seen(i).is_none()).collect();
+        let mut views = Vec::new();
+        let mut kept = Vec::new();
+        if !new.is_empty() {
+            let media: Vec<&Patches> = new.iter().map(|&i| &*batch.media[i]).collect();
+            let features = self.visual.forward(&media, &self.kernels, trace)?;
+            let mut rows = Vec::new();
+            let mut places = vec![0..0; spans.len()];
+            for &i in &new {
+                places[i] = rows.len()..rows.len() + spans[i].len();
+                rows.extend_from_slice(&batch.vision_rows[spans[i].clone()]);
+            }
+            for &i in reuse.keep_media {
+                kept.push(features.part(places[i].clone(), &self.kernels)?);
+            }
+            let features = Arc::new(features);
+            views.push(View { rows, features });
+        }
+        for (i, span) in spans.into_iter().enumerate() {
+            if let Some(features) = seen(i) {
+                let rows = batch.vision_rows[span].to_vec();
+                let features = Arc::clone(features);
+                views.push(View { rows, features });
+            }
+        }
+        Ok((views, kept))
     }
 }

@@ -1,5 +1,6 @@
 //! What the encoder eats: one [`Sequence`] an input, many of them concatenated into a [`PackedBatch`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The patch grid of one image (`t == 1`) or one video (`t` frame pairs): sizes in 16-pixel patches.
@@ -28,6 +29,9 @@ impl GridThw {
     }
 }
 
+/// A digest of a [`Patches`]: equal for equal pixels on equal grids.
+pub type MediaKey = [u8; 32];
+
 /// The pixels of one image or video, cut into patches, not yet normalised.
 ///
 /// # Shapes
@@ -40,6 +44,11 @@ pub struct Patches {
     /// `grid.patches() * 1536` bytes.
     pub pixels: Vec<u8>,
 }
+
+/// Whose input something is. What is kept of one tenant's inputs serves no other's: how long an answer takes would tell one what another
+/// has asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tenant(pub u128);
 
 /// One input, tokenised and positioned.
 ///
@@ -74,8 +83,14 @@ pub struct PackedBatch {
     pub max_seqlen: u32,
     /// `[sequences]`: each sequence's [`Sequence::prefix_tokens`].
     pub prefix_tokens: Vec<usize>,
+    /// `[sequences]`, or empty where all are the same tenant's.
+    pub tenants: Vec<Tenant>,
     /// Images and videos of all sequences, in order.
     pub media: Vec<Arc<Patches>>,
+    /// For each of `media` its key, or empty where nobody looks them up.
+    pub media_keys: Vec<MediaKey>,
+    /// `[media]`: the sequence each belongs to.
+    pub media_sequences: Vec<usize>,
     /// `[vision_tokens]`: rows of the packed tokens that vision features fill.
     pub vision_rows: Vec<u32>,
 }
@@ -89,6 +104,9 @@ impl PackedBatch {
         };
         for sequence in sequences {
             let start = batch.input_ids.len() as u32;
+            let number = batch.sequences();
+            let owners = sequence.media.iter().map(|_| number);
+            batch.media_sequences.extend(owners);
             batch.input_ids.extend_from_slice(&sequence.input_ids);
             for (all, own) in batch.position_ids.iter_mut().zip(&sequence.position_ids) {
                 all.extend_from_slice(own);
@@ -110,6 +128,22 @@ impl PackedBatch {
         &self.input_ids[start..start + self.prefix_tokens[sequence]]
     }
 
+    /// Whose a sequence is.
+    pub fn tenant(&self, sequence: usize) -> Tenant {
+        self.tenants.get(sequence).copied().unwrap_or_default()
+    }
+
+    /// Which of `vision_rows` each of `media` fills.
+    pub fn vision_spans(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let span = |patches: &Arc<Patches>| {
+            let start = end;
+            end += patches.grid.vision_tokens();
+            start..end
+        };
+        self.media.iter().map(span).collect()
+    }
+
     /// The batch without the first `tokens[i]` tokens of each sequence `i`, none of which is a vision token, and not all of its
     /// tokens.
     #[must_use]
@@ -117,6 +151,9 @@ impl PackedBatch {
         let mut rest = PackedBatch {
             cu_seqlens: vec![0],
             media: self.media.clone(),
+            tenants: self.tenants.clone(),
+            media_keys: self.media_keys.clone(),
+            media_sequences: self.media_sequences.clone(),
             ..PackedBatch::default()
         };
         let mut vision_rows = self.vision_rows.iter().peekable();

@@ -29,8 +29,9 @@ mod vision;
 pub use config::{ModelConfig, TextConfig, VisionConfig};
 pub use encoder::Qwen3VlEncoder;
 pub use error::ModelError;
-pub use input::{GridThw, PackedBatch, Patches, Sequence};
-pub use prefix::{Prefix, Reuse};
+pub use input::{GridThw, MediaKey, PackedBatch, Patches, Sequence, Tenant};
+pub use prefix::{Kept, Prefix, Reuse};
+pub use vision::VisionFeatures;
 
 /// Who watches the stages of a forward pass: a name and what was computed there.
 pub type Trace<'a> =

@@ -1,4 +1,6 @@
-//! The template and instruction before a user's content: computed once, their keys and values kept.
+//! What a forward pass leaves for later ones.
+//!
+//! The template and instruction before a user's content are computed once, their keys and values kept.
 //!
 //! The language model is causal, so what a token's keys and values are depends on the tokens before it alone. A sequence that begins
 //! with tokens whose keys and values are at hand needs only the rest computed, to the same bits.
@@ -6,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::vision::VisionFeatures;
 use crate::kernels::Activations;
 
 /// Keys and values of the first tokens of a sequence.
@@ -32,4 +35,17 @@ pub struct Reuse<'a> {
     pub past: &'a [Option<Arc<Prefix>>],
     /// Rows of the packed tokens whose keys and values are to be kept, each range the beginning of a sequence without a past.
     pub keep: &'a [Range<u32>],
+    /// Empty, or for each of the batch's media what the vision tower said of it before.
+    pub seen: &'a [Option<Arc<VisionFeatures>>],
+    /// Which of the media not seen before are to be kept, by their place among all.
+    pub keep_media: &'a [usize],
+}
+
+/// What a forward pass was asked to keep, in the order it was asked.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Keys and values.
+    pub prefixes: Vec<Prefix>,
+    /// What the vision tower said.
+    pub features: Vec<VisionFeatures>,
 }

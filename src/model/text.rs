@@ -1,10 +1,13 @@
 //! The language model: Qwen3 decoder layers over packed sequences, causal, without a cache and without logits.
 
+use std::sync::Arc;
+
 use candle_core::Result;
 
 use super::config::TextConfig;
 use super::parameters::Parameters;
 use super::prefix::{Prefix, Reuse};
+use super::vision::VisionFeatures;
 use super::{ModelError, Trace};
 use crate::kernels::{
     Activations, GatedMlp, HeadRange, Kernels, Linear, Norm, Projections, Rope, Sensitivity, Spans,
@@ -36,12 +39,19 @@ pub(super) struct TextModel {
     norm: Norm,
 }
 
+/// What the vision tower says of some tokens.
+pub(super) struct View {
+    /// `[vision_tokens]`.
+    pub(super) rows: Vec<u32>,
+    pub(super) features: Arc<VisionFeatures>,
+}
+
 /// Which tokens of a packed batch belong together and which are pooled.
 pub(super) struct Packing<'a> {
     /// `[sequences + 1]`.
     pub(super) cu_seqlens: &'a [u32],
-    /// `[vision_tokens]`.
-    pub(super) vision_rows: &'a [u32],
+    /// What the vision tower says, and of which tokens; no token twice.
+    pub(super) views: &'a [View],
     /// `[tokens, head_dim / 2]`.
     pub(super) rope: Rope,
     /// What earlier passes computed.
@@ -105,12 +115,12 @@ impl TextModel {
     /// Runs the layers and pools the last token of each sequence after the final norm. Also returns what was to be kept.
     ///
     /// # Shapes
-    /// `x [tokens, hidden]`, `deepstack` each `[vision_tokens, hidden]` -> `[sequences, hidden]`.
+    /// `x [tokens, hidden]` -> `[sequences, hidden]`.
     pub(super) fn forward(
         &self,
         mut x: Activations,
         packing: &Packing<'_>,
-        (deepstack, kernels): (&[Activations], &Kernels),
+        kernels: &Kernels,
         trace: Trace<'_>,
     ) -> Result<(Activations, Vec<Prefix>)> {
         let pass = Pass {
@@ -133,8 +143,10 @@ impl TextModel {
             let past = packing.past(i);
             if i + 1 < self.layers.len() {
                 x = layer.forward(x, &pass, &past, &mut kept)?;
-                if let Some(features) = deepstack.get(i) {
-                    x = kernels.add_rows(x, packing.vision_rows, features)?;
+                for View { rows, features } in packing.views {
+                    if let Some(tap) = features.deepstack.get(i) {
+                        x = kernels.add_rows(x, rows, tap)?;
+                    }
                 }
             } else {
                 // Nothing reads the other rows after the last layer, and a pooled token is never a vision token, so DeepStack

@@ -1,5 +1,7 @@
 //! The vision tower: patches in, one feature for 2 x 2 patches out, and the DeepStack features tapped on the way.
 
+use std::ops::Range;
+
 use candle_core::Result;
 
 use super::config::{MERGED_PATCHES, PATCH_VALUES, VisionConfig};
@@ -15,12 +17,33 @@ use crate::kernels::{
 /// Source: `Qwen3VLVisionBlock`, transformers 4.57.
 const LAYER_NORM_EPS: f64 = 1e-6;
 
-/// What the tower says about a batch's pictures, all of them concatenated.
-pub(super) struct VisionFeatures {
+/// What the tower says about pictures, one after the other.
+#[derive(Debug)]
+pub struct VisionFeatures {
     /// `[vision_tokens, out_hidden]`.
     pub(super) merged: Activations,
     /// One for each tap, `[vision_tokens, out_hidden]`.
     pub(super) deepstack: Vec<Activations>,
+}
+
+impl VisionFeatures {
+    /// Memory in use on the CPU.
+    pub fn bytes(&self) -> usize {
+        let all = std::iter::once(&self.merged).chain(&self.deepstack);
+        size_of::<f32>() * all.map(|x| x.rows() * x.width()).sum::<usize>()
+    }
+
+    /// A copy of some of the vision tokens.
+    pub(super) fn part(&self, tokens: Range<usize>, kernels: &Kernels) -> Result<Self> {
+        let rows: Vec<u32> = tokens.map(|row| row as u32).collect();
+        let deepstack = self.deepstack.iter();
+        Ok(VisionFeatures {
+            merged: kernels.gather_rows(&self.merged, &rows)?,
+            deepstack: deepstack
+                .map(|x| kernels.gather_rows(x, &rows))
+                .collect::<Result<_>>()?,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -97,11 +120,11 @@ impl VisionTower {
         let x = kernels.apply(&pixels, &self.patch_embed, Activation::None)?; // [patches, vision_hidden]
         trace("vision.patch_embed", &x)?;
         let mut x = kernels.add(x, &self.position_embedding(&grids, kernels)?)?;
-        trace("vision.block0_in", &x)?;
         let rope = vision_rope(&grids, self.config.heads.head_dim, kernels)?;
         let frames = Spans::of(&frame_offsets(&grids), false);
         let mut deepstack = Vec::with_capacity(self.deepstack_mergers.len());
         for (i, block) in self.blocks.iter().enumerate() {
+            trace(&format!("vision.block{i}_in"), &x)?;
             x = block.forward(x, &self.config, (&rope, &frames), kernels)?;
             if let Some(k) = self
                 .config

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::batcher::BatcherError;
+use super::quota::QuotaError;
+use crate::batcher::{BatcherError, Priority};
 use crate::media::{MediaError, MediaSource};
+use crate::model::Tenant;
 use crate::processor::{ContextLimit, PixelOptions, ProcessorError, TokenCounts};
 use crate::vectors::VectorError;
 
@@ -20,6 +22,10 @@ pub struct EmbedRequest {
     pub partial: bool,
     /// Time the whole request may take.
     pub timeout: Duration,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The lane the client asked for; `None` goes by what the request costs.
+    pub priority: Option<Priority>,
 }
 
 /// One input: an instruction and the parts of the user's turn, in order.
@@ -109,6 +115,9 @@ pub enum Cause {
     /// Finishing.
     #[error(transparent)]
     Vector(#[from] VectorError),
+    /// The key has had its tokens.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The request took too long.
     #[error("the request took longer than {} ms", .0.as_millis())]
     Deadline(Duration),
@@ -126,6 +135,8 @@ pub struct Embedded {
     pub tokens: TokenCounts,
     /// How many of them were not computed again but kept from an earlier pass.
     pub cached_tokens: usize,
+    /// Whether the model computed it for an earlier request.
+    pub from_cache: bool,
     /// Whether text was cut.
     pub truncated: bool,
 }

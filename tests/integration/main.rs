@@ -6,6 +6,7 @@
 
 mod answers;
 mod lifecycle;
+mod overload;
 mod refusals;
 mod sdks;
 mod server;

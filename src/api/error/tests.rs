@@ -34,6 +34,12 @@ fn every_row_has_its_status_type_code_and_headers() {
         (MediaTooLarge, 413, CLIENT, "media_too_large"),
         (UnsupportedMediaType, 415, CLIENT, "unsupported_media_type"),
         (QueueFull, 429, "rate_limit_error", "queue_full"),
+        (
+            RateLimitExceeded,
+            429,
+            "rate_limit_error",
+            "rate_limit_exceeded",
+        ),
         (InternalError, 500, "server_error", "internal_error"),
         (ModelLoading, 503, "server_error", "model_loading"),
         (Draining, 503, "server_error", "draining"),
@@ -115,6 +121,32 @@ fn causes_lead_to_their_rows() {
         minimum: 2,
     };
     assert_eq!(processor(few, true), ErrorCode::InvalidVideo);
+}
+
+#[test]
+fn a_key_that_has_spent_its_tokens_is_told_when_it_has_more_if_ever() {
+    let spent = QuotaError::Spent {
+        tokens: 9,
+        limit: 10,
+        retry_after: Duration::from_millis(1500),
+    };
+    let spent = answered("x", spent).into_response();
+    assert_eq!(spent.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(spent.headers()["retry-after-ms"], "1500");
+    assert_eq!(spent.headers().get("x-should-retry"), None);
+    let never = answered(
+        "x",
+        QuotaError::TooMany {
+            tokens: 11,
+            limit: 10,
+        },
+    );
+    assert_eq!(never.code, ErrorCode::RateLimitExceeded);
+    assert_eq!(never.into_response().headers()["x-should-retry"], "false");
+}
+
+#[test]
+fn what_the_queue_says_leads_to_its_row() {
     assert_eq!(
         answered("x", BatcherError::Draining).code,
         ErrorCode::Draining
@@ -122,6 +154,21 @@ fn causes_lead_to_their_rows() {
     assert_eq!(
         answered("x", BatcherError::Unavailable).code,
         ErrorCode::DeviceUnavailable
+    );
+    let late = BatcherError::TooLate {
+        allowed: Duration::from_millis(5),
+        retry_after: Duration::from_millis(1500),
+    };
+    let late = answered("x", late);
+    assert_eq!(late.code, ErrorCode::QueueFull);
+    assert_eq!(late.retry_after, Some(Duration::from_millis(1500)));
+    assert_eq!(
+        answered("x", BatcherError::TooManyPixels { limit: 5 }).code,
+        ErrorCode::MediaTooLarge
+    );
+    assert_eq!(
+        answered("x", BatcherError::Expired).code,
+        ErrorCode::DeadlineExceeded
     );
     assert_eq!(
         answered("x", VectorError::NotFinite).code,
@@ -182,7 +229,8 @@ fn a_full_queue_says_when_to_come_back_in_both_headers() {
     let answer = answered(
         "x",
         BatcherError::Overloaded {
-            queued_tokens: 9,
+            unit: "tokens",
+            waiting: 9,
             limit: 10,
             retry_after: Duration::from_millis(1500),
         },

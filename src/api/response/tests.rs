@@ -19,6 +19,7 @@ fn output(vector: &[f32]) -> Result<Embedded, ServiceError> {
             video_tokens: 2,
         },
         cached_tokens: 4,
+        from_cache: false,
         truncated: false,
     })
 }

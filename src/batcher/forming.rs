@@ -1,0 +1,199 @@
+//! Which of what waits runs together, and when: chosen at the last moment, when the device is free, so that whoever came during a pass
+//! has its turn. Nothing is padded, so a batch is made by naming its members.
+//!
+//! A pass of anything but short texts yields: the device puts a pass of short interactive texts in between two of its layers, for one
+//! picture takes many times as long as a query and cannot be split.
+
+use std::time::Duration;
+
+use super::Priority;
+use super::cost::Cost;
+use super::door::is_light;
+use super::lane::JobId;
+use super::schedule::{Instant, PassId, Phase, Running, Schedule};
+use crate::model::Tenant;
+
+/// Bulk work gets at least this part of the device while interactive work could take all of it.
+pub(super) const BULK_SHARE: i64 = 10;
+/// A pass of bulk work may take this many times as long as a pass takes whatever is in it: shorter ones would mostly pay for that.
+const WORTH_A_PASS: u32 = 4;
+
+/// What to do now.
+#[derive(Debug)]
+pub(super) enum Step<P> {
+    /// Give the device this.
+    Run(Batch<P>),
+    /// Nothing, until something arrives, the pass ends or this time comes.
+    Wait(Option<Instant>),
+    /// Nothing ever again.
+    Finished,
+}
+
+/// The members of a pass, in order.
+#[derive(Debug, Clone)]
+pub(super) struct Batch<P> {
+    pub(super) pass: PassId,
+    pub(super) members: Vec<(Tenant, P)>,
+}
+
+impl<P: Clone, W> Schedule<P, W> {
+    /// What to do now.
+    pub(super) fn next(&mut self, now: Instant) -> Step<P> {
+        if self.phase == Phase::Lost {
+            return Step::Finished;
+        }
+        match &self.passes[..] {
+            [] => {}
+            [long] if long.yields && self.may_interrupt => return self.put_between(now),
+            _ => return Step::Wait(None),
+        }
+        while let Some(priority) = self.turn() {
+            if let Some(until) = self.company_until(now, priority) {
+                return Step::Wait(Some(until));
+            }
+            let members = self.form(now, (priority, false));
+            if !members.is_empty() {
+                return Step::Run(self.start(now, priority, members));
+            }
+        }
+        match self.phase {
+            Phase::Open => Step::Wait(None),
+            _ => Step::Finished,
+        }
+    }
+
+    /// The short texts whose turn it is, while something long runs.
+    fn put_between(&mut self, now: Instant) -> Step<P> {
+        let members = self.form(now, (Priority::Interactive, true));
+        if members.is_empty() {
+            return Step::Wait(None);
+        }
+        Step::Run(self.start(now, Priority::Interactive, members))
+    }
+
+    /// Whose turn it is: interactive work's, unless bulk work was kept waiting for more than its share.
+    fn turn(&mut self) -> Option<Priority> {
+        let waits = |priority: Priority| !self.lanes[priority as usize].is_empty();
+        match (waits(Priority::Interactive), waits(Priority::Bulk)) {
+            (false, false) => None,
+            (true, false) => {
+                self.owed_to_bulk = 0;
+                Some(Priority::Interactive)
+            }
+            (false, true) => Some(Priority::Bulk),
+            (true, true) => {
+                let slice = self.bulk_slice().as_micros() as i64;
+                let owed = self.owed_to_bulk >= (BULK_SHARE - 1) * slice.max(1);
+                Some(if owed {
+                    Priority::Bulk
+                } else {
+                    Priority::Interactive
+                })
+            }
+        }
+    }
+
+    /// Until when a batch that may yet grow waits for company, where the operator wants it to.
+    fn company_until(&self, now: Instant, priority: Priority) -> Option<Instant> {
+        let lane = &self.lanes[priority as usize];
+        let is_whole =
+            lane.cost().tokens() >= self.max_tokens() || lane.len() >= self.policy.max_sequences;
+        if self.policy.max_wait.is_zero() || is_whole || self.phase != Phase::Open {
+            return None;
+        }
+        let waiting = self.jobs.values().filter(|job| !job.running);
+        let oldest = waiting.map(|job| job.entered).min()?;
+        Some(oldest + self.policy.max_wait).filter(|until| *until > now)
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.policy.max_tokens.min(self.learned_max_tokens)
+    }
+
+    /// How long a pass of bulk work may take. Before anything was measured, the first input alone shows it.
+    pub(super) fn bulk_slice(&self) -> Duration {
+        self.speed.as_ref().map_or(Duration::ZERO, |speed| {
+            self.policy.max_bulk.max(speed.fixed() * WORTH_A_PASS)
+        })
+    }
+
+    /// Takes the members of the next pass out of a lane: in its order, as many as the budgets allow, at least one. None when all whose
+    /// turn it was had run out of time, or when `only_light` and what is next is not.
+    fn form(&mut self, now: Instant, (priority, only_light): (Priority, bool)) -> Vec<JobId> {
+        let (max_tokens, slice) = (self.max_tokens(), self.bulk_slice());
+        let mut members = Vec::new();
+        let mut tokens = 0;
+        let mut heavy = Duration::ZERO;
+        while let Some((tenant, id)) = self.lanes[priority as usize].head() {
+            if !self.expire(now, id) {
+                continue;
+            }
+            let Some(job) = self.jobs.get(&id) else {
+                break;
+            };
+            let cost = job.priced.cost;
+            let (alone, is_heavy) = (job.alone, priority == Priority::Bulk || !is_light(cost));
+            let time = match &self.speed {
+                Some(speed) if is_heavy => speed.marginal(cost),
+                _ => Duration::ZERO,
+            };
+            if only_light && (alone || is_heavy) {
+                break;
+            }
+            let fits = tokens + cost.tokens() <= max_tokens
+                && members.len() < self.policy.max_sequences
+                && (!is_heavy || heavy + time <= slice)
+                && !alone;
+            if !members.is_empty() && !fits {
+                break;
+            }
+            self.lanes[priority as usize].pop(tenant, id);
+            members.push(id);
+            tokens += cost.tokens();
+            heavy += time;
+            // Before the first measurement nobody can say what a second one would take.
+            if alone || (is_heavy && self.speed.is_none()) {
+                break;
+            }
+        }
+        members
+    }
+
+    fn start(&mut self, now: Instant, priority: Priority, members: Vec<JobId>) -> Batch<P> {
+        let pass = PassId(self.fresh_id());
+        let mut batch = Batch {
+            pass,
+            members: Vec::with_capacity(members.len()),
+        };
+        let mut cost = Cost::default();
+        let mut yields = priority == Priority::Bulk;
+        for id in &members {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.running = true;
+                cost.add(job.priced.cost);
+                yields |= !is_light(job.priced.cost);
+                batch.members.push((job.tenant, job.payload.clone()));
+            }
+        }
+        let expected = self
+            .speed
+            .as_ref()
+            .map_or(Duration::ZERO, |speed| speed.fixed() + speed.marginal(cost));
+        let other = match priority {
+            Priority::Interactive => Priority::Bulk,
+            Priority::Bulk => Priority::Interactive,
+        };
+        self.passes.push(Running {
+            id: pass,
+            members,
+            cost,
+            started: now,
+            expected,
+            priority,
+            contended: !self.lanes[other as usize].is_empty(),
+            yields,
+            interrupted: Duration::ZERO,
+        });
+        batch
+    }
+}
