@@ -14,9 +14,12 @@ use tokio::time::timeout;
 use super::error::{ApiError, ErrorCode};
 use super::fields::Fields;
 use super::options::{self, Encoding, Options};
+use super::record::Tokens;
 use super::response::{self, Envelope};
 use super::{ApiSettings, ApiState, grammar};
-use crate::service::{Cause, EmbedRequest, Timings};
+use crate::service::{Cause, EmbedRequest, EmbedResponse, Timings};
+use crate::telemetry::metrics::TokensAnswered;
+use crate::telemetry::{self, traces};
 
 /// Bodies above this many bytes are read off the async threads.
 const SMALL_BYTES: usize = 64 * 1024;
@@ -84,10 +87,12 @@ pub(super) async fn create(
     };
     let ignored = ignored_fields(&options.ignored);
     let (timings, many) = (answer.timings, answer.outputs.len() > FEW_VECTORS);
+    let tokens = count(&answer);
     let mut response = run(&state, many, move || {
         response::build(answer.outputs, ids, &options, &envelope)
     })
     .await?;
+    response.extensions_mut().insert(tokens);
     let headers = response.headers_mut();
     add(headers, "server-timing", &server_timing(timings));
     if !ignored.is_empty() {
@@ -115,7 +120,8 @@ async fn run<T: Send + 'static>(
         let _permit = permit;
         work()
     };
-    let failed = |_| {
+    let failed = |error| {
+        tracing::error!(%error, "a worker failed");
         ApiError::new(
             ErrorCode::InternalError,
             "the server failed on this request",
@@ -242,6 +248,41 @@ async fn read_body(request: Request, limit: usize, patience: Duration) -> Result
             read.extend_from_slice(&data);
         }
     }
+}
+
+/// Counts what was embedded and how long each stage took.
+fn count(answer: &EmbedResponse) -> Tokens {
+    let mut sum = TokensAnswered::default();
+    let (mut answered, mut hits) = (0, 0);
+    for output in answer.outputs.iter().flatten() {
+        answered += 1;
+        hits += usize::from(output.cached_tokens > 0);
+        sum.text += output.tokens.text_tokens;
+        sum.image += output.tokens.image_tokens;
+        sum.video += output.tokens.video_tokens;
+        sum.cached += output.cached_tokens;
+    }
+    let metrics = telemetry::metrics();
+    metrics.embedded(answered, sum);
+    metrics.cache("prefix", hits, answered - hits);
+    let Timings {
+        media,
+        prepare,
+        queue,
+        forward,
+    } = answer.timings;
+    let stages = [
+        ("media", "manifold.media_us", media),
+        ("prepare", "manifold.prepare_us", prepare),
+        ("queue", "manifold.queue_us", queue),
+        ("forward", "manifold.forward_us", forward),
+    ];
+    for (stage, _, took) in stages {
+        metrics.stage(stage, took);
+    }
+    let attributes = stages.map(|(_, name, took)| (name, took.as_micros() as i64));
+    traces::set_attributes(&tracing::Span::current(), &attributes, false);
+    Tokens(sum.text + sum.image + sum.video)
 }
 
 fn server_timing(timings: Timings) -> String {

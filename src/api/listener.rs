@@ -23,6 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use crate::telemetry;
+
 /// Pieces an answer is handed to the connection in.
 const PIECE_BYTES: usize = 64 * 1024;
 
@@ -116,6 +118,7 @@ struct Connection {
 
 impl Connection {
     async fn run(self, watcher: Watcher, _place: OwnedSemaphorePermit) {
+        let _open = telemetry::metrics().connection();
         let activity = Activity::new();
         let (router, of_requests) = (self.router, activity.clone());
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -129,7 +132,10 @@ impl Connection {
             ended = watcher.watch(connection) => if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended early");
             },
-            () = activity.idle_for(self.idle_timeout) => tracing::debug!("an idle connection is closed"),
+            () = activity.idle_for(self.idle_timeout) => {
+                telemetry::metrics().connection_dropped("idle");
+                tracing::debug!("an idle connection is closed");
+            }
         }
     }
 }

@@ -15,29 +15,28 @@ mod listener;
 mod models;
 mod options;
 mod part;
+mod record;
 mod response;
+mod scrape;
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use auth::ApiKeys;
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{HeaderValue, Method, Uri};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::http::{Method, Uri};
+use axum::middleware;
 use axum::routing::{get, post};
 pub use error::{ApiError, ErrorCode};
-use futures_util::FutureExt;
 pub use listener::{ListenerSettings, serve};
 use tokio::sync::Semaphore;
 
 use crate::engine::EngineInfo;
 use crate::processor::PixelOptions;
 use crate::service::Embedder;
+use crate::telemetry::{self, metrics::ModelLabels};
 
 /// What the wire allows.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,6 +146,12 @@ impl ApiState {
 
     /// The model is here: from now on requests are served.
     pub fn set_served(&self, served: Served) {
+        telemetry::metrics().model(&ModelLabels {
+            model: served.names.first().cloned().unwrap_or_default(),
+            revision: served.revision.clone().unwrap_or_default(),
+            dtype: served.info.dtype.to_owned(),
+            device: served.info.device.clone(),
+        });
         // A second model would be a mistake in the wiring; the first stays.
         let _ = self.served.set(served);
     }
@@ -174,21 +179,35 @@ pub fn router(state: ApiState) -> Router {
         .route("/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/metrics", get(scrape::metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::require_key,
         ));
+    health_routes()
+        .merge(guarded)
+        .layer(middleware::from_fn(record::record))
+        .with_state(state)
+}
+
+/// The routes of a listener for operators: metrics and health, without a key. Whoever reaches it may read them.
+pub fn operator_router(state: ApiState) -> Router {
+    health_routes()
+        .route("/metrics", get(scrape::metrics))
+        .fallback(not_found)
+        .layer(middleware::from_fn(record::record))
+        .with_state(state)
+}
+
+fn health_routes() -> Router<ApiState> {
     Router::new()
         .route("/health", get(health::ready))
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/health/startup", get(health::startup))
         .method_not_allowed_fallback(method_not_allowed)
-        .merge(guarded)
-        .layer(middleware::from_fn(identify))
-        .with_state(state)
 }
 
 async fn not_found(uri: Uri) -> ApiError {
@@ -203,32 +222,6 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
         ErrorCode::MethodNotAllowed,
         format!("{} does not have the method {method}", uri.path()),
     )
-}
-
-/// Gives every answer its request's id and the time it took, and a panicking handler's client an answer.
-async fn identify(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let given = request.headers().get("x-request-id").filter(|id| {
-        let bytes = id.as_bytes();
-        !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(u8::is_ascii_graphic)
-    });
-    let id = given
-        .cloned()
-        .or_else(|| HeaderValue::from_str(&format!("req-{}", uuid::Uuid::new_v4().simple())).ok());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answered.unwrap_or_else(|_| {
-        tracing::error!("a handler panicked");
-        ApiError::new(ErrorCode::InternalError, "the request failed").into_response()
-    });
-    let elapsed_ms = started.elapsed().as_millis() as u64;
-    tracing::debug!(%method, %path, ?id, status = response.status().as_u16(), elapsed_ms, "answered");
-    let headers = response.headers_mut();
-    headers.insert("openai-processing-ms", HeaderValue::from(elapsed_ms));
-    if let Some(id) = id {
-        headers.insert("x-request-id", id);
-    }
-    response
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{Encoded, Engine, EngineError};
 use crate::model::{PackedBatch, Sequence};
+use crate::telemetry::metrics::QueueDepth;
 
 /// How batches are formed and when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,6 +266,20 @@ impl Batcher {
         match pending.pop() {
             Some(pending) => pending.row().await,
             None => Err(BatcherError::Unavailable),
+        }
+    }
+
+    /// What waits now, for a scraper; it does not keep the batcher alive.
+    pub fn watch_queue(&self) -> impl Fn() -> QueueDepth + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.handle.shared);
+        move || {
+            shared.upgrade().map_or_else(QueueDepth::default, |shared| {
+                let state = shared.lock();
+                QueueDepth {
+                    sequences: state.queue.len(),
+                    tokens: state.queue.tokens(),
+                }
+            })
         }
     }
 

@@ -32,6 +32,11 @@ impl<T> Queue<T> {
         self.waiting.is_empty()
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Cost of all that waits.
     pub(super) fn tokens(&self) -> usize {
         self.tokens

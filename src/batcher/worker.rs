@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::{BatcherError, Embedding, Outcome, Shared, Ticket};
 use crate::engine::{Encoded, EngineError};
 use crate::model::PackedBatch;
+use crate::telemetry;
 
 type Rows = Result<Vec<Encoded>, EngineError>;
 
@@ -130,6 +131,7 @@ async fn settle<E, F>(
             shared.lock().learn(tokens, forward);
             let forward_ms = forward.as_millis() as u64;
             tracing::debug!(sequences, tokens, forward_ms, "batch");
+            telemetry::metrics().batch(sequences, tokens, shared.policy.max_tokens);
             for (row, ticket) in rows.into_iter().zip(tickets) {
                 let embedding = outcome(row, &ticket);
                 answer(ticket, Ok(embedding));

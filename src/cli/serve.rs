@@ -21,12 +21,15 @@ use crate::processor::Processor;
 use crate::service::Embedder;
 use crate::telemetry;
 
+/// Connections of scrapers and health checks on a listener of their own.
+const MAX_OPERATORS: usize = 64;
+
 /// Serves until SIGTERM or Ctrl-C.
 ///
 /// # Errors
 /// Whatever keeps the server from starting, or stops it before it was told to.
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::init(&config.telemetry)?;
+    let _telemetry = telemetry::init(&config.telemetry)?;
     let read = config.auth.read_keys();
     let keys = read.map_err(|fault| Misconfigured(vec![fault]))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -48,6 +51,10 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
         .local_addr()
         .context("the listener has no address")?;
     let state = ApiState::new(api_settings(&config, &keys));
+    let operators = match &config.server.metrics_address {
+        Some(address) => Some(open_to_operators(address, state.clone()).await?),
+        None => None,
+    };
     // Health answers from here on; requests are told to come again until the model is loaded.
     let mut answering = tokio::spawn(answer(
         listener,
@@ -57,7 +64,7 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     ));
 
     if config.model.source == CheckpointSource::Embedded {
-        eprintln!("{}", summary::EMBEDDED_NOTICE);
+        summary::warn_of_embedded(config.telemetry.format);
     }
     let for_loading = Arc::clone(&config);
     let loading = tokio::task::spawn_blocking(move || load(&for_loading));
@@ -68,7 +75,7 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    announce(&config, &loaded, keys.len(), address);
+    announce(&config, &loaded, keys.len(), (address, operators));
     let batcher = Batcher::start(loaded.engine.clone(), config.batch);
     state.set_served(wire(&config, loaded, batcher.clone())?);
     println!("{}", summary::url(address));
@@ -111,6 +118,7 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
 /// Puts the stages together.
 fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Served> {
     let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
+    telemetry::metrics::watch_queue(batcher.watch_queue());
     let embedder = Embedder::new(loader, config.media.clone(), loaded.processor, batcher);
     Ok(Served {
         names: loaded.served_names,
@@ -122,6 +130,28 @@ fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Ser
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
     })
+}
+
+/// Serves metrics and health on a listener of their own, until the process ends. Returns where.
+async fn open_to_operators(address: &str, state: ApiState) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (server.metrics_address)"))?;
+    let bound = listener
+        .local_addr()
+        .context("the listener has no address")?;
+    let settings = ListenerSettings {
+        max_connections: MAX_OPERATORS,
+        ..ListenerSettings::default()
+    };
+    let router = api::operator_router(state);
+    tokio::spawn(api::serve(
+        listener,
+        router,
+        settings,
+        std::future::pending(),
+    ));
+    Ok(bound)
 }
 
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
@@ -150,13 +180,19 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
 }
 
 /// Tells people, or the log where it is JSON, what runs; but not the URL: that is printed when requests are welcome.
-fn announce(config: &Config, loaded: &Loaded, keys: usize, address: SocketAddr) {
+fn announce(
+    config: &Config,
+    loaded: &Loaded,
+    keys: usize,
+    (address, operators): (SocketAddr, Option<SocketAddr>),
+) {
     let info: &EngineInfo = loaded.engine.info();
     let facts = summary::Facts {
         served_names: &loaded.served_names,
         revision: loaded.checkpoint.revision.as_deref(),
         keys,
         address,
+        operators,
         ffmpeg: summary::find_program(&config.media.ffmpeg)
             .filter(|_| summary::find_program(&config.media.ffprobe).is_some()),
     };

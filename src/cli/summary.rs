@@ -10,12 +10,22 @@ use crate::media::MediaSettings;
 use crate::telemetry::LogFormat;
 
 /// Shown before the embedded model is loaded. Nobody may take its vectors for real ones.
-pub(super) const EMBEDDED_NOTICE: &str = "\
+const EMBEDDED_NOTICE: &str = "\
 +---------------------------------------------------------------------------+
 |  No --model was given: this is the tiny model inside the binary.          |
 |  It is for trying the API. ITS VECTORS MEAN NOTHING.                      |
 |  For real ones: manifold serve --model Qwen/Qwen3-VL-Embedding-2B         |
 +---------------------------------------------------------------------------+";
+
+/// Warns people, or the log where it is JSON, that the embedded model is served.
+pub(super) fn warn_of_embedded(format: LogFormat) {
+    match format {
+        LogFormat::Text => eprintln!("{EMBEDDED_NOTICE}"),
+        LogFormat::Json => {
+            tracing::warn!("no model was given: this is the tiny one, and its vectors mean nothing")
+        }
+    }
+}
 
 /// What the settings do not say.
 pub(super) struct Facts<'a> {
@@ -27,6 +37,8 @@ pub(super) struct Facts<'a> {
     pub keys: usize,
     /// Where the server listens.
     pub address: SocketAddr,
+    /// Where metrics and health need no key.
+    pub operators: Option<SocketAddr>,
     /// Where FFmpeg was found, with ffprobe beside it.
     pub ffmpeg: Option<PathBuf>,
 }
@@ -111,7 +123,17 @@ fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static
         ("video", video),
         ("access", access),
         ("listening", facts.address.to_string()),
+        ("metrics", metrics(facts)),
     ]
+}
+
+/// Where a scraper finds the metrics, and whether it needs a key.
+fn metrics(facts: &Facts<'_>) -> String {
+    match (facts.operators, facts.keys) {
+        (Some(address), _) => format!("{}/metrics (no key needed)", url(address)),
+        (None, 0) => format!("{}/metrics", url(facts.address)),
+        (None, _) => format!("{}/metrics (with an API key)", url(facts.address)),
+    }
 }
 
 /// Where media may come from, besides the request itself.
@@ -182,6 +204,7 @@ mod tests {
             revision: None,
             keys,
             address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            operators: None,
             ffmpeg,
         };
         let lines = lines(&config, &info, &facts);
@@ -200,6 +223,7 @@ mod tests {
             "2048 inputs of 4096 tokens, 67108864 bytes, 300 s",
             "video /usr/bin/ffmpeg",
             "access 2 API keys",
+            "metrics http://127.0.0.1:8080/metrics (with an API key)",
         ] {
             assert!(summary.contains(part), "{part} is missing:\n{summary}");
         }

@@ -75,6 +75,8 @@ pub struct ServerSettings {
     pub port: u16,
     /// Most open connections.
     pub max_connections: usize,
+    /// Where operators' metrics and health are served without a key, besides beside the API.
+    pub metrics_address: Option<String>,
     /// How long requests are accepted after the signal, readiness already off.
     pub drain_delay: Duration,
     /// How long accepted requests may then take.

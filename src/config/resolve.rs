@@ -10,7 +10,7 @@ use crate::batcher::BatchPolicy;
 use crate::engine::{CheckpointSource, DtypeChoice, EngineSettings};
 use crate::media::MediaSettings;
 use crate::processor::PixelOptions;
-use crate::telemetry::{LogFormat, TelemetrySettings};
+use crate::telemetry::{self, LogFormat, TelemetrySettings};
 
 impl Config {
     /// Decides every setting.
@@ -57,6 +57,7 @@ impl Config {
                 host: values.text("server.host").to_owned(),
                 port: values.small("server.port"),
                 max_connections: values.count("server.max_connections"),
+                metrics_address: text_if_any(values, "server.metrics_address"),
                 drain_delay: values.duration("server.drain_delay_ms"),
                 drain_timeout: values.duration("server.drain_timeout_ms"),
             },
@@ -79,9 +80,16 @@ impl Config {
                     _ => LogFormat::Text,
                 },
                 filter: values.text("log.level").to_owned(),
+                otlp_endpoint: text_if_any(values, "log.otlp_endpoint"),
             },
         }
     }
+}
+
+/// A text; empty is none.
+fn text_if_any(values: &Values, key: &str) -> Option<String> {
+    let text = values.text(key);
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn pixel_options(values: &Values) -> PixelOptions {
@@ -177,6 +185,14 @@ fn contradictions(values: &Values) -> Vec<ConfigFault> {
             let problem = format!("{key} may not be empty");
             faults.push(ConfigFault::new(values.origin(key), problem));
         }
+    }
+    let collector = values.text("log.otlp_endpoint");
+    if !collector.is_empty() && !telemetry::check_endpoint(collector) {
+        let problem = format!("log.otlp_endpoint ({collector:?}) is not an http(s) address");
+        faults.push(ConfigFault::new(
+            values.origin("log.otlp_endpoint"),
+            problem,
+        ));
     }
     let names = values.texts("model.served_names");
     for (index, name) in names.iter().enumerate() {

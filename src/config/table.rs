@@ -188,6 +188,8 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Port to listen on. 0 picks a free one; the URL is the last start-up line."),
     setting("server.max_connections", integer(1, 1_000_000), "1024", &["max-connections"],
         "Most open connections; more wait to be accepted."),
+    setting("server.metrics_address", Kind::Text, r#""""#, &["metrics-address"],
+        "A second listener, host:port, with GET /metrics and health and no API key. Empty: none; then /metrics is beside the API, behind its keys."),
     setting("server.drain_delay_ms", integer(0, DAY_MS), "0", &[],
         "After SIGTERM: how long requests are still accepted while readiness is already off, so that load balancers can notice."),
     setting("server.drain_timeout_ms", integer(0, DAY_MS), "30000", &[],
@@ -256,7 +258,9 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("log.format", Kind::Choice(&["text", "json"]), r#""text""#, &[],
         "text for people, json for machines."),
     setting("log.level", Kind::LogFilter, r#""info""#, &[],
-        "error, warn, info, debug or trace; or directives such as info,manifold::engine=debug."),
+        "error, warn, info, debug or trace; or directives such as info,manifold::engine=debug. manifold::api=debug logs each request."),
+    setting("log.otlp_endpoint", Kind::Text, r#""""#, &["otlp-traces-endpoint"],
+        "Address of an OpenTelemetry collector that takes OTLP over HTTP, http://127.0.0.1:4318; it gets a span for each request. Empty: none."),
 ];
 
 #[cfg(test)]

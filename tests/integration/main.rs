@@ -6,6 +6,7 @@
 
 mod answers;
 mod lifecycle;
+mod observability;
 mod refusals;
 mod sdks;
 mod server;
