@@ -1,5 +1,7 @@
 //! Who may ask: API keys, compared in constant time. Decided on the matched route; only health stands outside.
 
+use std::sync::PoisonError;
+
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::middleware::Next;
@@ -55,10 +57,6 @@ pub(super) async fn require_key(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let keys = &state.settings.keys;
-    if keys.is_empty() {
-        return Ok(next.run(request).await);
-    }
     let given = request
         .headers()
         .get(header::AUTHORIZATION)
@@ -67,17 +65,18 @@ pub(super) async fn require_key(
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
     });
-    match key {
-        Some(key) if keys.contains(key) => Ok(next.run(request).await),
-        Some(_) => Err(ApiError::new(
-            ErrorCode::InvalidApiKey,
-            "the API key is not known here",
-        )),
-        None => Err(ApiError::new(
-            ErrorCode::InvalidApiKey,
-            "an API key is needed: Authorization: Bearer <key>",
-        )),
+    let opens = {
+        let keys = state.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.is_empty() || key.is_some_and(|key| keys.contains(key))
+    };
+    if opens {
+        return Ok(next.run(request).await);
     }
+    let message = match key {
+        Some(_) => "the API key is not known here",
+        None => "an API key is needed: Authorization: Bearer <key>",
+    };
+    Err(ApiError::new(ErrorCode::InvalidApiKey, message))
 }
 
 #[cfg(test)]

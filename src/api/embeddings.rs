@@ -6,8 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -16,15 +15,13 @@ use super::fields::Fields;
 use super::options::{self, Encoding, Options};
 use super::record::Tokens;
 use super::response::{self, Envelope};
-use super::{ApiSettings, ApiState, grammar};
+use super::{ApiSettings, ApiState, body, grammar};
 use crate::service::{Cause, EmbedRequest, EmbedResponse, Timings};
 use crate::telemetry::metrics::TokensAnswered;
 use crate::telemetry::{self, traces};
 
 /// Bodies above this many bytes are read off the async threads.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Longest pause in a body.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// Most inputs `encoding_format: "bytes"` answers: its `metadata` header has about 120 bytes for each, and Python's HTTP client
 /// reads no header line above 64 KiB.
 const MOST_IN_BYTES: usize = 256;
@@ -50,8 +47,8 @@ pub(super) async fn create(
     check_content_type(request.headers())?;
     let most = state.settings.request_timeout;
     let allowed = allowed_time(request.headers(), most)?;
-    let patience = BODY_PATIENCE.min(allowed);
-    let body = read_body(request, state.settings.max_body_bytes, patience);
+    let patience = state.settings.body_timeout.min(allowed);
+    let body = body::read(request, state.settings.max_body_bytes, patience);
     let body = timeout(allowed, body)
         .await
         .map_err(|_| too_late(allowed))??;
@@ -207,46 +204,6 @@ fn allowed_time(headers: &HeaderMap, most: Duration) -> Result<Duration, ApiErro
             name,
             format!("{name} is {text:?}, it must be a whole number of milliseconds above 0"),
         )),
-    }
-}
-
-/// The body, refused as soon as it is known to be too large, and when nothing of it has come for `patience`.
-async fn read_body(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
-    let too_large = || {
-        let message = format!("the body is larger than the limit of {limit} bytes");
-        ApiError::new(ErrorCode::RequestTooLarge, message)
-    };
-    let declared = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > limit) {
-        return Err(too_large());
-    }
-    let mut body = request.into_body();
-    let mut read = BytesMut::new();
-    loop {
-        let frame = timeout(patience, body.frame()).await.map_err(|_| {
-            let message = format!(
-                "nothing of the body has come for {} ms",
-                patience.as_millis()
-            );
-            ApiError::new(ErrorCode::RequestTimeout, message)
-        })?;
-        let Some(frame) = frame else {
-            return Ok(read.freeze());
-        };
-        let frame = frame.map_err(|_| {
-            let message = "the body ended before it was complete";
-            ApiError::new(ErrorCode::InvalidJson, message)
-        })?;
-        // What is no data are trailers, which say nothing here.
-        if let Ok(data) = frame.into_data() {
-            if data.len() > limit - read.len() {
-                return Err(too_large());
-            }
-            read.extend_from_slice(&data);
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! The OpenAI embeddings API; vLLM, Jina, Cohere and Voyage for the spellings of content it does not have.
 
 mod auth;
+mod body;
 mod embeddings;
 pub mod error;
 mod fields;
@@ -18,10 +19,11 @@ mod part;
 mod record;
 mod response;
 mod scrape;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 pub use auth::ApiKeys;
@@ -31,6 +33,7 @@ use axum::middleware;
 use axum::routing::{get, post};
 pub use error::{ApiError, ErrorCode};
 pub use listener::{ListenerSettings, serve};
+pub use tls::{Tls, TlsError, TlsFiles, own_client};
 use tokio::sync::Semaphore;
 
 use crate::engine::EngineInfo;
@@ -59,6 +62,8 @@ pub struct ApiSettings {
     pub pixels: PixelOptions,
     /// Longest time a request may take.
     pub request_timeout: Duration,
+    /// Longest time 64 KiB of a body may take.
+    pub body_timeout: Duration,
 }
 
 impl Default for ApiSettings {
@@ -84,6 +89,7 @@ impl Default for ApiSettings {
                 .into(),
             pixels: PixelOptions::default(),
             request_timeout: Duration::from_secs(300),
+            body_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -126,6 +132,8 @@ impl Served {
 #[derive(Debug, Clone)]
 pub struct ApiState {
     settings: Arc<ApiSettings>,
+    /// Those of the settings, until others are read.
+    keys: Arc<RwLock<ApiKeys>>,
     served: Arc<OnceLock<Served>>,
     draining: Arc<AtomicBool>,
     /// Permits for reading and writing JSON of megabytes: one for each core.
@@ -137,6 +145,7 @@ impl ApiState {
     pub fn new(settings: ApiSettings) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         ApiState {
+            keys: Arc::new(RwLock::new(settings.keys.clone())),
             settings: Arc::new(settings),
             served: Arc::default(),
             draining: Arc::default(),
@@ -154,6 +163,11 @@ impl ApiState {
         });
         // A second model would be a mistake in the wiring; the first stays.
         let _ = self.served.set(served);
+    }
+
+    /// From now on these keys open the door, and no others.
+    pub fn set_keys(&self, keys: ApiKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
     /// Readiness goes off; requests are still served.

@@ -120,6 +120,19 @@ async fn everything_but_health_needs_a_key() {
 }
 
 #[tokio::test]
+async fn keys_that_are_set_anew_replace_the_old_ones() {
+    let state = state(&["old"]);
+    state.set_keys(ApiKeys::new(["new"]));
+    for (key, status) in [
+        ("Bearer old", StatusCode::UNAUTHORIZED),
+        ("Bearer new", StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let answer = get_with(&state, "/v1/models", &[("authorization", key)]).await;
+        assert_eq!(answer.status, status, "{key}");
+    }
+}
+
+#[tokio::test]
 async fn requests_are_told_to_come_again_until_the_model_is_loaded() {
     let state = state(&[]);
     let body = Body::from(json!({"input": "x"}).to_string());

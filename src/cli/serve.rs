@@ -11,8 +11,9 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::reload::Reload;
 use super::{Misconfigured, summary};
-use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served};
+use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served, Tls};
 use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
 use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineInfo};
@@ -21,6 +22,8 @@ use crate::processor::Processor;
 use crate::service::Embedder;
 use crate::telemetry;
 
+/// Files that are open besides connections: weights, logs, media and the pipes of video decoders.
+const OTHER_FILES: u64 = 512;
 /// Connections of scrapers and health checks on a listener of their own.
 const MAX_OPERATORS: usize = 64;
 
@@ -46,22 +49,29 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     let config = Arc::new(config);
     // Before the listener: from here on a signal is never lost.
     let mut signals = listen_for_signals()?;
+    allow_open_files(config.server.max_connections as u64 + OTHER_FILES);
+    let tls = match config.server.tls.clone() {
+        Some(files) => Some(Tls::open(files).context("connections cannot be encrypted")?),
+        None => None,
+    };
     let listener = bind(&config).await?;
     let address = listener
         .local_addr()
         .context("the listener has no address")?;
     let state = ApiState::new(api_settings(&config, &keys));
+    let reload = Reload {
+        config: Arc::clone(&config),
+        state: state.clone(),
+        tls: tls.clone(),
+    };
+    reload.on_hangup()?;
     let operators = match &config.server.metrics_address {
         Some(address) => Some(open_to_operators(address, state.clone()).await?),
         None => None,
     };
     // Health answers from here on; requests are told to come again until the model is loaded.
-    let mut answering = tokio::spawn(answer(
-        listener,
-        state.clone(),
-        Arc::clone(&config),
-        signals.clone(),
-    ));
+    let settings = listener_settings(&config, tls);
+    let mut answering = tokio::spawn(answer(listener, state.clone(), settings, signals.clone()));
 
     if config.model.source == CheckpointSource::Embedded {
         summary::warn_of_embedded(config.telemetry.format);
@@ -78,7 +88,7 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     announce(&config, &loaded, keys.len(), (address, operators));
     let batcher = Batcher::start(loaded.engine.clone(), config.batch);
     state.set_served(wire(&config, loaded, batcher.clone())?);
-    println!("{}", summary::url(address));
+    println!("{}", summary::url(&config.server, address));
 
     let finished = tokio::select! {
         finished = &mut answering => finished.context("the listener panicked")?,
@@ -112,6 +122,7 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
         instructions: config.instructions.clone(),
         pixels: config.pixels,
         request_timeout: config.limits.request_timeout,
+        body_timeout: config.server.body_timeout,
     }
 }
 
@@ -199,19 +210,52 @@ fn announce(
     summary::tell(config, info, &facts);
 }
 
+/// Raises the limit of open files as far as the system lets us: many shells set it to 1024 for programs that use `select`.
+#[cfg(unix)]
+fn allow_open_files(wanted: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let allowed = limit.maximum.map_or(wanted, |most| most.min(wanted));
+    let raised = Rlimit {
+        current: Some(allowed),
+        maximum: limit.maximum,
+    };
+    if setrlimit(Resource::Nofile, raised).is_err() || allowed < wanted {
+        tracing::warn!(
+            allowed,
+            wanted,
+            "fewer files may be open than server.max_connections needs"
+        );
+    }
+}
+
+#[cfg(not(unix))]
+fn allow_open_files(_wanted: u64) {}
+
+fn listener_settings(config: &Config, tls: Option<Tls>) -> ListenerSettings {
+    let server = &config.server;
+    ListenerSettings {
+        max_connections: server.max_connections,
+        idle_timeout: server.idle_timeout,
+        max_header_bytes: server.max_header_bytes,
+        max_streams: server.max_streams.into(),
+        max_resets: server.max_resets.into(),
+        drain_delay: server.drain_delay,
+        drain_timeout: server.drain_timeout,
+        tls,
+    }
+}
+
 /// Answers until the first signal, then drains. Whether every accepted request was finished.
 async fn answer(
     listener: TcpListener,
     state: ApiState,
-    config: Arc<Config>,
+    settings: ListenerSettings,
     mut signals: watch::Receiver<u32>,
 ) -> bool {
-    let settings = ListenerSettings {
-        max_connections: config.server.max_connections,
-        drain_delay: config.server.drain_delay,
-        drain_timeout: config.server.drain_timeout,
-        ..ListenerSettings::default()
-    };
     let stop = {
         let state = state.clone();
         async move {

@@ -5,9 +5,11 @@
 )]
 
 mod answers;
+mod connections;
 mod lifecycle;
 mod observability;
 mod refusals;
 mod sdks;
 mod server;
 mod spellings;
+mod tls;

@@ -53,20 +53,32 @@ impl Server {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let url = lines
             .map_while(Result::ok)
-            .find(|line| line.starts_with("http://"));
+            .find(|line| line.starts_with("http://") || line.starts_with("https://"));
         Server {
             url: url.expect("the server prints its URL when it is ready"),
             child,
         }
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &str {
+        let (_, address) = self.url.split_once("//").unwrap();
+        address
+    }
+
+    /// Sends it a signal.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, name: &str) {
+        let told = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
+        assert!(told.unwrap().success());
+    }
+
     /// Tells it to stop and waits until it has; its exit code.
     #[cfg(unix)]
     pub(crate) fn stop(&mut self) -> Option<i32> {
-        let told = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
-            .status();
-        assert!(told.unwrap().success());
+        self.signal("TERM");
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
