@@ -27,6 +27,14 @@ use ingest::{Loaded, prepare};
 /// Media of one request that are fetched at the same time.
 const FETCHES_AT_A_TIME: usize = 8;
 
+/// Texts up to this many bytes together, instructions included, are prepared where they are: two changes of threads would take longer.
+/// A tokenizer reads a megabyte a second at the very least, so this is a millisecond at most.
+const SMALL_BYTES: usize = 1024;
+/// What the template adds to each input, as bytes of text.
+const TEMPLATE_BYTES: usize = 64;
+/// Rows up to this many are finished where they are.
+const FEW_ROWS: usize = 16;
+
 /// Every stage, wired.
 #[derive(Debug, Clone)]
 pub struct Embedder {
@@ -73,6 +81,23 @@ async fn in_order<T>(
     Ok(outcomes)
 }
 
+/// Whether preparing all inputs of a request is so little work that it need not leave the async threads.
+fn is_small(inputs: &[EmbedInput]) -> bool {
+    let of_part = |part: &InputPart| match &part.content {
+        PartContent::Text(text) => text.len(),
+        PartContent::TokenIds(ids) => ids.len(),
+        PartContent::Image(..) | PartContent::VideoFile(..) | PartContent::Frames(..) => {
+            SMALL_BYTES
+        }
+    };
+    let of_input = |input: &EmbedInput| {
+        let instruction = input.instruction.as_ref().map_or(0, String::len);
+        let parts: usize = input.parts.iter().map(of_part).sum();
+        TEMPLATE_BYTES + instruction + parts
+    };
+    inputs.iter().map(of_input).sum::<usize>() <= SMALL_BYTES
+}
+
 impl Embedder {
     /// Wires the stages.
     pub fn new(
@@ -114,6 +139,7 @@ impl Embedder {
             .iter()
             .map(|input| input.at.clone())
             .collect();
+        let small = is_small(&request.inputs);
         let fetches = Semaphore::new(FETCHES_AT_A_TIME);
         let loads = request
             .inputs
@@ -123,7 +149,7 @@ impl Embedder {
         let media = started.elapsed();
         let preparing = loaded
             .into_iter()
-            .map(async |input| self.prepare(input?).await);
+            .map(async |input| self.prepare(input?, small).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
@@ -146,7 +172,7 @@ impl Embedder {
                 truncated: computed.truncated,
             })
         };
-        // Off the async threads: there may be thousands of rows.
+        let few = rows.len() <= FEW_ROWS;
         let finishing = move || {
             let mut outputs = Vec::with_capacity(rows.len());
             for output in rows.into_iter().zip(places).map(finish) {
@@ -154,6 +180,10 @@ impl Embedder {
             }
             Ok(EmbedResponse { outputs, timings })
         };
+        if few {
+            return finishing();
+        }
+        // Off the async threads: there may be thousands of rows.
         let finished = tokio::task::spawn_blocking(finishing).await;
         finished.map_err(|_| ServiceError::worker())?
     }
@@ -249,11 +279,15 @@ impl Embedder {
         Ok((input, parts))
     }
 
-    /// Decodes, resizes and tokenises on the bounded pool.
+    /// Decodes, resizes and tokenises: on the bounded pool, or right here where that is little.
     async fn prepare(
         &self,
         (input, parts): (EmbedInput, Vec<Loaded>),
+        small: bool,
     ) -> Result<Prepared, ServiceError> {
+        if small {
+            return prepare(&self.processor, &self.media, input, parts);
+        }
         let permit = self
             .workers
             .clone()
@@ -267,5 +301,46 @@ impl Embedder {
         })
         .await
         .map_err(|_| ServiceError::worker())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processor::{ContextLimit, PixelOptions, Truncation};
+
+    fn input(parts: Vec<PartContent>) -> EmbedInput {
+        let part = |content| InputPart {
+            at: String::new(),
+            content,
+        };
+        EmbedInput {
+            at: String::new(),
+            instruction: None,
+            parts: parts.into_iter().map(part).collect(),
+            raw: false,
+            limit: ContextLimit {
+                max_tokens: 100,
+                truncation: Truncation::None,
+            },
+        }
+    }
+
+    #[test]
+    fn only_a_few_short_texts_are_small() {
+        let text = |bytes: usize| PartContent::Text("a".repeat(bytes));
+        let frames = || PartContent::Frames(Vec::new(), 1.0, PixelOptions::default());
+        assert!(is_small(&[input(vec![text(900)])]));
+        assert!(is_small(&[input(vec![text(400), text(400)])]));
+        assert!(is_small(&[input(vec![PartContent::TokenIds(vec![
+            1;
+            900
+        ])])]));
+        assert!(!is_small(&[input(vec![text(1024)])]));
+        assert!(!is_small(&[input(vec![text(8), frames()])]));
+        assert!(!is_small(&vec![input(vec![text(1)]); 20]));
+        let mut instructed = input(vec![text(1)]);
+        instructed.instruction = Some("a".repeat(1024));
+        assert!(!is_small(&[instructed]));
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::error::{ApiError, ErrorCode};
 use super::fields::Fields;
 use super::options::{self, Encoding, Options};
-use super::record::Tokens;
+use super::record::{self, Tokens};
 use super::response::{self, Envelope};
 use super::{ApiSettings, ApiState, body, grammar};
 use crate::service::{Cause, EmbedRequest, EmbedResponse, Timings};
@@ -73,7 +73,7 @@ pub(super) async fn create(
         _ => error.into(),
     })?;
     let envelope = Envelope {
-        id: format!("embd-{}", uuid::Uuid::new_v4().simple()),
+        id: record::new_id("embd"),
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
