@@ -202,7 +202,10 @@ pub fn router(state: ApiState) -> Router {
         ));
     health_routes()
         .merge(guarded)
-        .layer(middleware::from_fn(record::record))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            record::record,
+        ))
         .with_state(state)
 }
 
@@ -211,7 +214,10 @@ pub fn operator_router(state: ApiState) -> Router {
     health_routes()
         .route("/metrics", get(scrape::metrics))
         .fallback(not_found)
-        .layer(middleware::from_fn(record::record))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            record::record,
+        ))
         .with_state(state)
 }
 

@@ -6,13 +6,14 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
+use super::ApiState;
 use super::error::{ApiError, ErrorCode};
 use crate::telemetry::traces::{self, TraceParent};
 use crate::telemetry::{self, metrics::GaugeGuard};
@@ -27,7 +28,12 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) struct Tokens(pub(super) usize);
 
 /// Gives every answer its request's id and the time it took, and a panicking handler's client an answer; counts and logs both.
-pub(super) async fn record(request: Request, next: Next) -> Response {
+pub(super) async fn record(
+    State(state): State<ApiState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let version = request.version();
     let id = request_id(request.headers());
     let route = match request.extensions().get::<MatchedPath>() {
         Some(route) => route.as_str().to_owned(),
@@ -49,6 +55,10 @@ pub(super) async fn record(request: Request, next: Next) -> Response {
         let headers = response.headers_mut();
         headers.insert("openai-processing-ms", HeaderValue::from(elapsed_ms));
         headers.insert("x-request-id", id);
+        if state.is_draining() && version <= Version::HTTP_11 {
+            // The client asks elsewhere from now on, rather than just when this connection is being closed.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     };
     answered.instrument(span).await

@@ -166,6 +166,8 @@ async fn a_server_that_stops_is_alive_but_not_ready() {
     assert_eq!(ready.status_and_code(), expected);
     let live = get_with(&state, "/health/live", &[]).await;
     assert_eq!(live.status, StatusCode::OK);
+    // Whoever is answered now takes another connection for the next request.
+    assert_eq!(live.header("connection"), Some("close"));
 }
 
 #[tokio::test]
@@ -194,7 +196,7 @@ async fn a_panic_is_an_answer() {
     }
     let router = Router::new()
         .route("/boom", get(boom))
-        .layer(middleware::from_fn(record::record));
+        .layer(middleware::from_fn_with_state(state(&[]), record::record));
     let answer = ask(router, request("GET", "/boom", &[])).await;
     let expected = (StatusCode::INTERNAL_SERVER_ERROR, "internal_error");
     assert_eq!(answer.status_and_code(), expected);

@@ -9,6 +9,7 @@ mod connections;
 mod lifecycle;
 mod observability;
 mod refusals;
+mod rolling;
 mod sdks;
 mod server;
 mod spellings;

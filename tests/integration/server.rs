@@ -36,14 +36,23 @@ impl Server {
         Server::start_logging(arguments, environment, Stdio::null())
     }
 
+    /// The same on a port of the test's choice.
+    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Self {
+        Server::spawn(port, arguments, &[], Stdio::null())
+    }
+
     /// The same, with its log where the test wants it.
     pub(crate) fn start_logging(
         arguments: &[&str],
         environment: &[(&str, &str)],
         log: Stdio,
     ) -> Self {
+        Server::spawn(0, arguments, environment, log)
+    }
+
+    fn spawn(port: u16, arguments: &[&str], environment: &[(&str, &str)], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_manifold"))
-            .args(["serve", "--port", "0"])
+            .args(["serve", "--port", &port.to_string()])
             .args(arguments)
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
