@@ -76,6 +76,8 @@ pub struct ServerSettings {
     pub port: u16,
     /// Most open connections.
     pub max_connections: usize,
+    /// Threads that read requests and write answers; 0 is one for each two cores.
+    pub threads: usize,
     /// Time a client has to send its headers, and may leave a connection unused.
     pub idle_timeout: Duration,
     /// Time each 64 KiB of a body may take.

@@ -95,6 +95,7 @@ fn server_settings(values: &Values) -> ServerSettings {
         host: values.text("server.host").to_owned(),
         port: values.small("server.port"),
         max_connections: values.count("server.max_connections"),
+        threads: values.count("server.threads"),
         idle_timeout: values.duration("server.idle_timeout_ms"),
         body_timeout: values.duration("server.body_timeout_ms"),
         max_header_bytes: values.count("server.max_header_bytes"),
