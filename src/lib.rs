@@ -17,7 +17,7 @@
 //! | [`kernels`] | the few heavy operations the model is made of |
 //! | [`media`] | where foreign bytes come from and how they become pixels |
 //! | [`vectors`] | truncate, normalise, quantise, encode |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs, metrics, traces |
 //!
 //! # The life of a request
 //!

@@ -31,6 +31,14 @@ use ingest::{Loaded, prepare};
 /// Media of one request that are fetched at the same time.
 const FETCHES_AT_A_TIME: usize = 8;
 
+/// Texts up to this many bytes together, instructions included, are prepared where they are: two changes of threads would take longer.
+/// A tokenizer reads a megabyte a second at the very least, so this is a millisecond at most.
+const SMALL_BYTES: usize = 1024;
+/// What the template adds to each input, as bytes of text.
+const TEMPLATE_BYTES: usize = 64;
+/// Rows up to this many are finished where they are.
+const FEW_ROWS: usize = 16;
+
 /// Every stage, wired.
 #[derive(Debug, Clone)]
 pub struct Embedder {
@@ -96,6 +104,23 @@ async fn in_order<T>(
     Ok(outcomes)
 }
 
+/// Whether preparing all inputs of a request is so little work that it need not leave the async threads.
+fn is_small(inputs: &[EmbedInput]) -> bool {
+    let of_part = |part: &InputPart| match &part.content {
+        PartContent::Text(text) => text.len(),
+        PartContent::TokenIds(ids) => ids.len(),
+        PartContent::Image(..) | PartContent::VideoFile(..) | PartContent::Frames(..) => {
+            SMALL_BYTES
+        }
+    };
+    let of_input = |input: &EmbedInput| {
+        let instruction = input.instruction.as_ref().map_or(0, String::len);
+        let parts: usize = input.parts.iter().map(of_part).sum();
+        TEMPLATE_BYTES + instruction + parts
+    };
+    inputs.iter().map(of_input).sum::<usize>() <= SMALL_BYTES
+}
+
 impl Embedder {
     /// Wires the stages.
     pub fn new(
@@ -150,6 +175,7 @@ impl Embedder {
             .iter()
             .map(|input| input.at.clone())
             .collect();
+        let small = is_small(&request.inputs);
         let fetches = Semaphore::new(FETCHES_AT_A_TIME);
         let loads = request
             .inputs
@@ -160,7 +186,7 @@ impl Embedder {
         let pixel_bytes = AtomicUsize::new(0);
         let preparing = loaded
             .into_iter()
-            .map(async |input| self.prepare(input?, &pixel_bytes).await);
+            .map(async |input| self.prepare(input?, (small, &pixel_bytes)).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
@@ -184,7 +210,7 @@ impl Embedder {
                 truncated: computed.truncated,
             })
         };
-        // Off the async threads: there may be thousands of rows.
+        let few = rows.len() <= FEW_ROWS;
         let finishing = move || {
             let mut outputs = Vec::with_capacity(rows.len());
             for output in rows.into_iter().zip(places).map(finish) {
@@ -192,6 +218,10 @@ impl Embedder {
             }
             Ok(EmbedResponse { outputs, timings })
         };
+        if few {
+            return finishing();
+        }
+        // Off the async threads: there may be thousands of rows.
         let finished = tokio::task::spawn_blocking(finishing).await;
         finished.map_err(|_| ServiceError::worker())?
     }
@@ -308,27 +338,25 @@ impl Embedder {
         Ok((input, parts))
     }
 
-    /// Decodes, resizes and tokenises on the bounded pool; `pixel_bytes` is what the request's inputs have come to so far.
+    /// Decodes, resizes and tokenises, on the bounded pool or, where that is little, right here; `pixel_bytes` is what the request's
+    /// inputs have come to so far.
     async fn prepare(
         &self,
         (input, parts): (EmbedInput, Vec<Loaded>),
-        pixel_bytes: &AtomicUsize,
+        (small, pixel_bytes): (bool, &AtomicUsize),
     ) -> Outcome<Ready> {
-        let permit = self
-            .workers
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| ServiceError::worker())?;
-        let (processor, media) = (self.processor.clone(), self.media.clone());
         let at = input.at.clone();
-        let preparing = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+        let (processor, media) = (self.processor.clone(), self.media.clone());
+        let preparing = move || {
             let prepared = prepare(&processor, &media, input, parts)?;
             let identity = Identity::of(&prepared.sequence);
             Ok((prepared, identity))
-        });
-        let (prepared, identity) = preparing.await.map_err(|_| ServiceError::worker())??;
+        };
+        let (prepared, identity) = if small {
+            preparing()?
+        } else {
+            self.on_the_pool(preparing).await?
+        };
         let bytes = Cost::of(&prepared.sequence).pixel_bytes;
         let own = pixel_bytes.fetch_add(bytes, Ordering::Relaxed);
         let held = self.batcher.hold(bytes, own);
@@ -341,5 +369,60 @@ impl Embedder {
             tokens: prepared.tokens,
             truncated: prepared.truncated,
         })
+    }
+
+    /// Runs `work` off the async threads, when one of the bounded number of workers is free.
+    async fn on_the_pool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Outcome<T> + Send + 'static,
+    ) -> Outcome<T> {
+        let permit = self.workers.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| ServiceError::worker())?;
+        let working = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        working.await.map_err(|_| ServiceError::worker())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processor::{ContextLimit, PixelOptions, Truncation};
+
+    fn input(parts: Vec<PartContent>) -> EmbedInput {
+        let part = |content| InputPart {
+            at: String::new(),
+            content,
+        };
+        EmbedInput {
+            at: String::new(),
+            instruction: None,
+            parts: parts.into_iter().map(part).collect(),
+            raw: false,
+            limit: ContextLimit {
+                max_tokens: 100,
+                truncation: Truncation::None,
+            },
+        }
+    }
+
+    #[test]
+    fn only_a_few_short_texts_are_small() {
+        let text = |bytes: usize| PartContent::Text("a".repeat(bytes));
+        let frames = || PartContent::Frames(Vec::new(), 1.0, PixelOptions::default());
+        assert!(is_small(&[input(vec![text(900)])]));
+        assert!(is_small(&[input(vec![text(400), text(400)])]));
+        assert!(is_small(&[input(vec![PartContent::TokenIds(vec![
+            1;
+            900
+        ])])]));
+        assert!(!is_small(&[input(vec![text(1024)])]));
+        assert!(!is_small(&[input(vec![text(8), frames()])]));
+        assert!(!is_small(&vec![input(vec![text(1)]); 20]));
+        let mut instructed = input(vec![text(1)]);
+        instructed.instruction = Some("a".repeat(1024));
+        assert!(!is_small(&[instructed]));
     }
 }

@@ -1,10 +1,19 @@
-//! Logs: the `tracing` subscriber the whole program writes through. In: [`TelemetrySettings`]. Out: lines on standard error,
-//! coloured text on a terminal, plain text or JSON elsewhere.
+//! What the server tells about itself: logs, metrics, traces. In: [`TelemetrySettings`] and events. Out: lines on standard error,
+//! coloured text on a terminal, plain text or JSON elsewhere; numbers for a scraper; spans for a collector.
+
+mod metric_names;
+pub mod metrics;
+mod process;
+pub mod traces;
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing_subscriber::EnvFilter;
+pub use metrics::metrics;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +32,8 @@ pub struct TelemetrySettings {
     pub format: LogFormat,
     /// A level, or directives such as `info,manifold::engine=debug`.
     pub filter: String,
+    /// The OTLP collector that gets the spans of requests.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Default for TelemetrySettings {
@@ -30,6 +41,7 @@ impl Default for TelemetrySettings {
         Self {
             format: LogFormat::Text,
             filter: "info".to_owned(),
+            otlp_endpoint: None,
         }
     }
 }
@@ -42,6 +54,14 @@ pub enum TelemetryError {
     Filter {
         /// As it was written.
         filter: String,
+    },
+    /// The collector's address cannot be used.
+    #[error("spans cannot be sent to {endpoint:?}: {reason}")]
+    Exporter {
+        /// As it was written.
+        endpoint: String,
+        /// What the exporter says.
+        reason: String,
     },
     /// The process already has a subscriber.
     #[error("logging is already set up")]
@@ -63,11 +83,29 @@ pub fn check_filter(filter: &str) -> bool {
         && EnvFilter::try_new(filter).is_ok()
 }
 
-/// Starts logging. Call once, early: events before it are lost.
+/// Whether [`init`] would accept this collector.
+pub fn check_endpoint(endpoint: &str) -> bool {
+    traces::traces_url(endpoint).is_some()
+}
+
+static EXPORTS_TRACES: AtomicBool = AtomicBool::new(false);
+
+/// Whether spans go anywhere; what only an exporter needs is not computed without one.
+fn exports_traces() -> bool {
+    EXPORTS_TRACES.load(Ordering::Relaxed)
+}
+
+/// What must live as long as the process tells about itself; dropping it sends the last spans.
+#[derive(Debug)]
+pub struct Telemetry {
+    _exporter: Option<traces::Exporter>,
+}
+
+/// Starts logging and, where a collector is named, the export of spans. Call once, early: events before it are lost.
 ///
 /// # Errors
 /// [`TelemetryError`].
-pub fn init(settings: &TelemetrySettings) -> Result<(), TelemetryError> {
+pub fn init(settings: &TelemetrySettings) -> Result<Telemetry, TelemetryError> {
     let filter = &settings.filter;
     let unreadable = || TelemetryError::Filter {
         filter: filter.clone(),
@@ -78,14 +116,38 @@ pub fn init(settings: &TelemetrySettings) -> Result<(), TelemetryError> {
     let filter = EnvFilter::try_new(filter).map_err(|_| unreadable())?;
     // NO_COLOR: https://no-color.org
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let started = match settings.format {
-        LogFormat::Text => lines.with_ansi(colours).with_target(false).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match settings.format {
+        LogFormat::Text => lines
+            .with_ansi(colours)
+            .with_target(false)
+            .with_filter(filter)
+            .boxed(),
+        // The span a line stands in says the same as the list of all it stands in: there is one.
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .with_filter(filter)
+            .boxed(),
     };
-    started.map_err(|_| TelemetryError::AlreadySet)
+    let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = vec![lines];
+    let mut exporter = None;
+    if let Some(endpoint) = &settings.otlp_endpoint {
+        let url = traces::traces_url(endpoint).ok_or_else(|| TelemetryError::Exporter {
+            endpoint: endpoint.clone(),
+            reason: "it is not an http(s) address".to_owned(),
+        })?;
+        let (spans, exports) = traces::layer(&url)?;
+        layers.push(spans);
+        exporter = Some(exports);
+    }
+    let started = tracing_subscriber::registry().with(layers).try_init();
+    started.map_err(|_| TelemetryError::AlreadySet)?;
+    EXPORTS_TRACES.store(exporter.is_some(), Ordering::Relaxed);
+    Ok(Telemetry {
+        _exporter: exporter,
+    })
 }
 
 #[cfg(test)]

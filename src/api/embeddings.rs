@@ -6,24 +6,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::error::{ApiError, ErrorCode};
 use super::fields::Fields;
 use super::options::{self, Encoding, Options};
+use super::record::{self, Tokens};
 use super::response::{self, Envelope};
-use super::{ApiSettings, ApiState, grammar};
+use super::{ApiSettings, ApiState, body, grammar};
 use crate::batcher::{Batcher, BatcherError};
 use crate::model::Tenant;
-use crate::service::{Cause, EmbedRequest, Embedded, ServiceError, Timings};
+use crate::service::{Cause, EmbedRequest, EmbedResponse, Embedded, ServiceError, Timings};
+use crate::telemetry::metrics::TokensAnswered;
+use crate::telemetry::{self, traces};
 
 /// Bodies above this many bytes are read off the async threads.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Longest pause in a body.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// Most inputs `encoding_format: "bytes"` answers: its `metadata` header has about 120 bytes for each, and Python's HTTP client
 /// reads no header line above 64 KiB.
 const MOST_IN_BYTES: usize = 256;
@@ -51,8 +51,8 @@ pub(super) async fn create(
     check_content_type(request.headers())?;
     let most = state.settings.request_timeout;
     let allowed = allowed_time(request.headers(), most)?;
-    let patience = BODY_PATIENCE.min(allowed);
-    let body = read_body(request, state.settings.max_body_bytes, patience);
+    let patience = state.settings.body_timeout.min(allowed);
+    let body = body::read(request, state.settings.max_body_bytes, patience);
     let body = timeout(allowed, body)
         .await
         .map_err(|_| too_late(allowed))??;
@@ -78,7 +78,7 @@ pub(super) async fn create(
         _ => error.into(),
     })?;
     let envelope = Envelope {
-        id: format!("embd-{}", uuid::Uuid::new_v4().simple()),
+        id: record::new_id("embd"),
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
@@ -90,10 +90,12 @@ pub(super) async fn create(
     let embed_cache = embed_cache(served.embedder.batcher(), &answer.outputs);
     let ignored = ignored_fields(&options.ignored);
     let (timings, many) = (answer.timings, answer.outputs.len() > FEW_VECTORS);
+    let tokens = count(&answer);
     let mut response = run(&state, many, move || {
         response::build(answer.outputs, ids, &options, &envelope)
     })
     .await?;
+    response.extensions_mut().insert(tokens);
     let headers = response.headers_mut();
     add(headers, "server-timing", &server_timing(timings));
     if let Some(word) = embed_cache {
@@ -124,7 +126,8 @@ async fn run<T: Send + 'static>(
         let _permit = permit;
         work()
     };
-    let failed = |_| {
+    let failed = |error| {
+        tracing::error!(%error, "a worker failed");
         ApiError::new(
             ErrorCode::InternalError,
             "the server failed on this request",
@@ -215,44 +218,39 @@ fn allowed_time(headers: &HeaderMap, most: Duration) -> Result<Duration, ApiErro
     }
 }
 
-/// The body, refused as soon as it is known to be too large, and when nothing of it has come for `patience`.
-async fn read_body(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
-    let too_large = || {
-        let message = format!("the body is larger than the limit of {limit} bytes");
-        ApiError::new(ErrorCode::RequestTooLarge, message)
-    };
-    let declared = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > limit) {
-        return Err(too_large());
+/// Counts what was embedded and how long each stage took.
+fn count(answer: &EmbedResponse) -> Tokens {
+    let mut sum = TokensAnswered::default();
+    let (mut answered, mut hits) = (0, 0);
+    for output in answer.outputs.iter().flatten() {
+        answered += 1;
+        hits += usize::from(output.cached_tokens > 0);
+        sum.text += output.tokens.text_tokens;
+        sum.image += output.tokens.image_tokens;
+        sum.video += output.tokens.video_tokens;
+        sum.cached += output.cached_tokens;
     }
-    let mut body = request.into_body();
-    let mut read = BytesMut::new();
-    loop {
-        let frame = timeout(patience, body.frame()).await.map_err(|_| {
-            let message = format!(
-                "nothing of the body has come for {} ms",
-                patience.as_millis()
-            );
-            ApiError::new(ErrorCode::RequestTimeout, message)
-        })?;
-        let Some(frame) = frame else {
-            return Ok(read.freeze());
-        };
-        let frame = frame.map_err(|_| {
-            let message = "the body ended before it was complete";
-            ApiError::new(ErrorCode::InvalidJson, message)
-        })?;
-        // What is no data are trailers, which say nothing here.
-        if let Ok(data) = frame.into_data() {
-            if data.len() > limit - read.len() {
-                return Err(too_large());
-            }
-            read.extend_from_slice(&data);
-        }
+    let metrics = telemetry::metrics();
+    metrics.embedded(answered, sum);
+    metrics.cache("prefix", hits, answered - hits);
+    let Timings {
+        media,
+        prepare,
+        queue,
+        forward,
+    } = answer.timings;
+    let stages = [
+        ("media", "manifold.media_us", media),
+        ("prepare", "manifold.prepare_us", prepare),
+        ("queue", "manifold.queue_us", queue),
+        ("forward", "manifold.forward_us", forward),
+    ];
+    for (stage, _, took) in stages {
+        metrics.stage(stage, took);
     }
+    let attributes = stages.map(|(_, name, took)| (name, took.as_micros() as i64));
+    traces::set_attributes(&tracing::Span::current(), &attributes, false);
+    Tokens(sum.text + sum.image + sum.video)
 }
 
 fn server_timing(timings: Timings) -> String {

@@ -200,6 +200,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, ..) = self.code.row();
         let mut response = (status, Json(json!({ "error": self.body() }))).into_response();
+        response.extensions_mut().insert(self.code);
         let headers = response.headers_mut();
         // The official clients retry 408, 409, 429 and every 5xx; what the client must mend first is said not to be worth it.
         let client_must_mend = matches!(
@@ -266,7 +267,7 @@ impl From<ServiceError> for ApiError {
             }
         };
         if code == ErrorCode::InternalError {
-            tracing::error!(error = %error, cause = ?error.cause, "a request failed");
+            tracing::error!(at = error.at, error = chain(&error), "a request failed");
         }
         let at = match (error.at, &error.cause) {
             (Some(at), Cause::Processor { error, .. }) => Some(within(at, error)),
@@ -293,6 +294,21 @@ impl From<ServiceError> for ApiError {
             ),
         }
     }
+}
+
+/// What an error says and what each of its sources adds.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let words = error.to_string();
+        // Some errors only pass on what their source says.
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = error.source();
+    }
+    text
 }
 
 /// The path of what an input's preparation names within it.

@@ -1,8 +1,8 @@
 //! Connections: our own accept loop, for a stock one has no timer and lets a slow client hold its connection for ever.
 //!
-//! One rule closes silent, slow and idle clients of either protocol: a connection ends when for `header_timeout` no request was in
-//! flight and no piece of an answer was taken. What has not sent a whole header has no request yet; the pauses of a request's body
-//! are its handler's to bound.
+//! One rule closes silent, slow and idle clients of either protocol: a connection ends when for `idle_timeout` no request was in
+//! flight and no piece of an answer was taken. What has not finished its handshake or its header has no request yet; how slowly a
+//! request's body may come is its handler's to bound.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,34 +18,51 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
+
+use super::tls::Tls;
+use crate::telemetry;
 
 /// Pieces an answer is handed to the connection in.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Limits of connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ListenerSettings {
     /// Most connections at a time; more wait in the kernel's queue.
     pub max_connections: usize,
     /// Time a client has to send its headers, and may leave a connection unused.
-    pub header_timeout: Duration,
+    pub idle_timeout: Duration,
+    /// Largest head of a request.
+    pub max_header_bytes: usize,
+    /// Most requests at a time on one connection, where the protocol has such.
+    pub max_streams: u32,
+    /// Most of those that a client may cancel before they were looked at; a client that cancels more loses its connection.
+    pub max_resets: usize,
     /// How long connections are still accepted after the signal to stop, so that load balancers notice first.
     pub drain_delay: Duration,
     /// Time requests that were accepted have to finish.
     pub drain_timeout: Duration,
+    /// What connections are encrypted with.
+    pub tls: Option<Tls>,
 }
 
 impl Default for ListenerSettings {
     fn default() -> Self {
         ListenerSettings {
             max_connections: 4096,
-            header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(20),
+            max_header_bytes: 64 * 1024,
+            max_streams: 256,
+            max_resets: 64,
             drain_delay: Duration::ZERO,
-            drain_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+            tls: None,
         }
     }
 }
@@ -59,17 +76,8 @@ pub async fn serve(
 ) -> bool {
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let graceful = GracefulShutdown::new();
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(settings.header_timeout)
-        .max_concurrent_streams(256)
-        .max_pending_accept_reset_streams(64);
+    let (stopping, stopped) = watch::channel(());
+    let builder = builder(&settings);
     let accept = async {
         loop {
             // The place is taken before the connection: at the limit, clients wait in the kernel's queue.
@@ -88,12 +96,14 @@ pub async fn serve(
             // Small answers should not wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
             let connection = Connection {
-                stream,
                 router: router.clone(),
                 builder: builder.clone(),
-                idle_timeout: settings.header_timeout,
+                watcher: graceful.watcher(),
+                stopped: stopped.clone(),
+                idle_timeout: settings.idle_timeout,
             };
-            tokio::spawn(connection.run(graceful.watcher(), place));
+            let tls = settings.tls.as_ref().map(Tls::acceptor);
+            tokio::spawn(connection.run(stream, tls, place));
         }
     };
     tokio::select! {
@@ -101,35 +111,91 @@ pub async fn serve(
         () = async { stop.await; tokio::time::sleep(settings.drain_delay).await } => {}
     }
     drop(listener);
+    drop(stopping);
     tokio::time::timeout(settings.drain_timeout, graceful.shutdown())
         .await
         .is_ok()
 }
 
+/// What speaks both protocols within the limits.
+fn builder(settings: &ListenerSettings) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.idle_timeout)
+        .max_buf_size(settings.max_header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.idle_timeout)
+        .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(settings.max_streams)
+        .max_pending_accept_reset_streams(settings.max_resets)
+        .max_local_error_reset_streams(settings.max_resets);
+    builder
+}
+
 /// One client's connection.
 struct Connection {
-    stream: TcpStream,
     router: Router,
     builder: Builder<TokioExecutor>,
+    watcher: Watcher,
+    /// Ends when the server stops.
+    stopped: watch::Receiver<()>,
     idle_timeout: Duration,
 }
 
 impl Connection {
-    async fn run(self, watcher: Watcher, _place: OwnedSemaphorePermit) {
+    async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>, _place: OwnedSemaphorePermit) {
+        let _open = telemetry::metrics().connection();
         let activity = Activity::new();
-        let (router, of_requests) = (self.router, activity.clone());
+        let idle_timeout = self.idle_timeout;
+        let of_requests = activity.clone();
+        let serve = async move {
+            match tls {
+                None => self.serve(stream, of_requests).await,
+                Some(tls) => self.serve_encrypted(stream, tls, of_requests).await,
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = activity.idle_for(idle_timeout) => {
+                telemetry::metrics().connection_dropped("idle");
+                tracing::debug!("an idle connection is closed");
+            }
+        }
+    }
+
+    async fn serve_encrypted(mut self, stream: TcpStream, tls: TlsAcceptor, activity: Activity) {
+        let shaken = tokio::select! {
+            shaken = tls.accept(stream) => shaken,
+            // Nothing was asked yet, so nothing is lost.
+            _ = self.stopped.changed() => return,
+        };
+        match shaken {
+            Ok(stream) => self.serve(stream, activity).await,
+            Err(error) => {
+                telemetry::metrics().connection_dropped("handshake");
+                tracing::debug!(%error, "a connection could not be encrypted");
+            }
+        }
+    }
+
+    async fn serve<S>(self, stream: S, activity: Activity)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let router = self.router;
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            answer(router.clone(), request, of_requests.clone())
+            answer(router.clone(), request, activity.clone())
         });
         let connection = self
             .builder
-            .serve_connection(TokioIo::new(self.stream), service)
+            .serve_connection(TokioIo::new(stream), service)
             .into_owned();
-        tokio::select! {
-            ended = watcher.watch(connection) => if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended early");
-            },
-            () = activity.idle_for(self.idle_timeout) => tracing::debug!("an idle connection is closed"),
+        if let Err(error) = self.watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended early");
         }
     }
 }
@@ -264,7 +330,7 @@ mod tests {
             .route("/slow", get(slow))
             .route("/big", get(async || "x".repeat(BIG)));
         let settings = ListenerSettings {
-            header_timeout: idle,
+            idle_timeout: idle,
             ..ListenerSettings::default()
         };
         let (stop, stopped) = oneshot::channel();

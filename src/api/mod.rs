@@ -6,6 +6,7 @@
 //! The OpenAI embeddings API; vLLM, Jina, Cohere and Voyage for the spellings of content it does not have.
 
 mod auth;
+mod body;
 mod embeddings;
 pub mod error;
 mod fields;
@@ -15,29 +16,30 @@ mod listener;
 mod models;
 mod options;
 mod part;
+mod record;
 mod response;
+mod scrape;
+mod tls;
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 pub use auth::ApiKeys;
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{HeaderValue, Method, Uri};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::http::{Method, Uri};
+use axum::middleware;
 use axum::routing::{get, post};
 pub use error::{ApiError, ErrorCode};
-use futures_util::FutureExt;
 pub use listener::{ListenerSettings, serve};
+pub use tls::{Tls, TlsError, TlsFiles, own_client};
 use tokio::sync::Semaphore;
 
 use crate::engine::EngineInfo;
 use crate::processor::PixelOptions;
 use crate::service::Embedder;
+use crate::telemetry::{self, metrics::ModelLabels};
 
 /// What the wire allows.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +62,8 @@ pub struct ApiSettings {
     pub pixels: PixelOptions,
     /// Longest time a request may take.
     pub request_timeout: Duration,
+    /// Longest time 64 KiB of a body may take.
+    pub body_timeout: Duration,
 }
 
 impl Default for ApiSettings {
@@ -85,6 +89,7 @@ impl Default for ApiSettings {
                 .into(),
             pixels: PixelOptions::default(),
             request_timeout: Duration::from_secs(300),
+            body_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -127,6 +132,8 @@ impl Served {
 #[derive(Debug, Clone)]
 pub struct ApiState {
     settings: Arc<ApiSettings>,
+    /// Those of the settings, until others are read.
+    keys: Arc<RwLock<ApiKeys>>,
     served: Arc<OnceLock<Served>>,
     draining: Arc<AtomicBool>,
     /// Permits for reading and writing JSON of megabytes: one for each core.
@@ -138,6 +145,7 @@ impl ApiState {
     pub fn new(settings: ApiSettings) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         ApiState {
+            keys: Arc::new(RwLock::new(settings.keys.clone())),
             settings: Arc::new(settings),
             served: Arc::default(),
             draining: Arc::default(),
@@ -147,8 +155,19 @@ impl ApiState {
 
     /// The model is here: from now on requests are served.
     pub fn set_served(&self, served: Served) {
+        telemetry::metrics().model(&ModelLabels {
+            model: served.names.first().cloned().unwrap_or_default(),
+            revision: served.revision.clone().unwrap_or_default(),
+            dtype: served.info.dtype.to_owned(),
+            device: served.info.device.clone(),
+        });
         // A second model would be a mistake in the wiring; the first stays.
         let _ = self.served.set(served);
+    }
+
+    /// From now on these keys open the door, and no others.
+    pub fn set_keys(&self, keys: ApiKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
     /// Readiness goes off; requests are still served.
@@ -174,21 +193,41 @@ pub fn router(state: ApiState) -> Router {
         .route("/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/metrics", get(scrape::metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::require_key,
         ));
+    health_routes()
+        .merge(guarded)
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            record::record,
+        ))
+        .with_state(state)
+}
+
+/// The routes of a listener for operators: metrics and health, without a key. Whoever reaches it may read them.
+pub fn operator_router(state: ApiState) -> Router {
+    health_routes()
+        .route("/metrics", get(scrape::metrics))
+        .fallback(not_found)
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            record::record,
+        ))
+        .with_state(state)
+}
+
+fn health_routes() -> Router<ApiState> {
     Router::new()
         .route("/health", get(health::ready))
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
         .route("/health/startup", get(health::startup))
         .method_not_allowed_fallback(method_not_allowed)
-        .merge(guarded)
-        .layer(middleware::from_fn(identify))
-        .with_state(state)
 }
 
 async fn not_found(uri: Uri) -> ApiError {
@@ -203,32 +242,6 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
         ErrorCode::MethodNotAllowed,
         format!("{} does not have the method {method}", uri.path()),
     )
-}
-
-/// Gives every answer its request's id and the time it took, and a panicking handler's client an answer.
-async fn identify(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let given = request.headers().get("x-request-id").filter(|id| {
-        let bytes = id.as_bytes();
-        !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(u8::is_ascii_graphic)
-    });
-    let id = given
-        .cloned()
-        .or_else(|| HeaderValue::from_str(&format!("req-{}", uuid::Uuid::new_v4().simple())).ok());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answered.unwrap_or_else(|_| {
-        tracing::error!("a handler panicked");
-        ApiError::new(ErrorCode::InternalError, "the request failed").into_response()
-    });
-    let elapsed_ms = started.elapsed().as_millis() as u64;
-    tracing::debug!(%method, %path, ?id, status = response.status().as_u16(), elapsed_ms, "answered");
-    let headers = response.headers_mut();
-    headers.insert("openai-processing-ms", HeaderValue::from(elapsed_ms));
-    if let Some(id) = id {
-        headers.insert("x-request-id", id);
-    }
-    response
 }
 
 #[cfg(test)]

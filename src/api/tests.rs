@@ -3,7 +3,9 @@
 mod faults;
 
 use axum::body::Body;
+use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -98,6 +100,7 @@ async fn everything_but_health_needs_a_key() {
         "/v1/models",
         "/v1/models/x",
         "/v1/embeddings",
+        "/metrics",
         "/nothing",
         "/",
         "/health/",
@@ -116,6 +119,19 @@ async fn everything_but_health_needs_a_key() {
     }
     let health = get_with(&state, "/health/live", &[]).await;
     assert_eq!(health.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn keys_that_are_set_anew_replace_the_old_ones() {
+    let state = state(&["old"]);
+    state.set_keys(ApiKeys::new(["new"]));
+    for (key, status) in [
+        ("Bearer old", StatusCode::UNAUTHORIZED),
+        ("Bearer new", StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let answer = get_with(&state, "/v1/models", &[("authorization", key)]).await;
+        assert_eq!(answer.status, status, "{key}");
+    }
 }
 
 #[tokio::test]
@@ -152,6 +168,8 @@ async fn a_server_that_stops_is_alive_but_not_ready() {
     assert_eq!(ready.status_and_code(), expected);
     let live = get_with(&state, "/health/live", &[]).await;
     assert_eq!(live.status, StatusCode::OK);
+    // Whoever is answered now takes another connection for the next request.
+    assert_eq!(live.header("connection"), Some("close"));
 }
 
 #[tokio::test]
@@ -180,10 +198,53 @@ async fn a_panic_is_an_answer() {
     }
     let router = Router::new()
         .route("/boom", get(boom))
-        .layer(middleware::from_fn(identify));
+        .layer(middleware::from_fn_with_state(state(&[]), record::record));
     let answer = ask(router, request("GET", "/boom", &[])).await;
     let expected = (StatusCode::INTERNAL_SERVER_ERROR, "internal_error");
     assert_eq!(answer.status_and_code(), expected);
     assert!(answer.header("x-request-id").is_some());
     assert!(!answer.body.to_string().contains("on purpose"));
+}
+
+async fn scrape(router: Router, accept: &str) -> (String, String) {
+    let request = request("GET", "/metrics", &[("accept", accept)]);
+    let response = router.oneshot(request).await.expect("an answer");
+    let kind = response.headers()["content-type"].to_str().expect("ASCII");
+    let kind = kind.to_owned();
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await;
+    let text = String::from_utf8(bytes.expect("a body").to_vec()).expect("text");
+    (kind, text)
+}
+
+#[tokio::test]
+async fn metrics_count_by_declared_routes_and_never_by_the_path_that_was_sent() {
+    let state = state(&[]);
+    get_with(&state, "/no/such/path", &[]).await;
+    get_with(&state, "/v1/models/some%20model", &[]).await;
+    let (kind, text) = scrape(router(state), "*/*").await;
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    for line in [
+        "manifold_requests_total{route=\"unmatched\",status=\"404\"}",
+        "manifold_requests_total{route=\"/v1/models/{*id}\",status=\"503\"}",
+        "manifold_rejections_total{reason=\"not_found\"}",
+        "# TYPE manifold_requests_total counter",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("such/path") && !text.contains("some model"));
+}
+
+#[tokio::test]
+async fn the_operators_listener_needs_no_key_and_has_nothing_but_metrics_and_health() {
+    let state = state(&["right"]);
+    let router = operator_router(state);
+    let (kind, text) = scrape(router.clone(), "application/openmetrics-text;q=0.9").await;
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    assert!(text.ends_with("# EOF\n"));
+    let live = ask(router.clone(), request("GET", "/health/live", &[])).await;
+    assert_eq!(live.status, StatusCode::OK);
+    for path in ["/v1/models", "/v1/embeddings", "/"] {
+        let answer = ask(router.clone(), request("GET", path, &[])).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+    }
 }

@@ -51,6 +51,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{Encoded, Engine, EngineError, Heartbeat};
 use crate::model::{PackedBatch, Sequence, Tenant};
+use crate::telemetry::metrics::QueueDepth;
 
 /// How batches are formed and when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -318,6 +319,22 @@ impl Batcher {
         counters.pixel_bytes = shared.pixels.held();
         counters.cache_bytes = shared.cache.as_ref().map_or(0, RowCache::bytes);
         counters
+    }
+
+    /// What waits now, for a scraper; it does not keep the batcher alive.
+    pub fn watch_queue(&self) -> impl Fn() -> QueueDepth + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.handle.shared);
+        move || {
+            shared.upgrade().map_or_else(QueueDepth::default, |shared| {
+                let counters = shared.lock().counters();
+                let lanes = [Priority::Interactive, Priority::Bulk];
+                let waiting = lanes.map(|lane| counters.waiting_in(lane));
+                QueueDepth {
+                    sequences: waiting.iter().map(|lane| lane.inputs).sum(),
+                    tokens: waiting.iter().map(|lane| lane.cost.tokens()).sum(),
+                }
+            })
+        }
     }
 
     /// Accepts nothing more; what was accepted is still computed.

@@ -11,6 +11,7 @@ use super::pixels::{Held, PixelMemory};
 use super::schedule::Schedule;
 use super::{BatchPolicy, Embedding, Outcome};
 use crate::model::{MediaKey, Sequence};
+use crate::telemetry;
 
 /// What the schedule keeps of an input until it is computed.
 #[derive(Debug)]
@@ -84,6 +85,8 @@ impl Shared {
             None => &self.cache_misses,
         };
         count.fetch_add(1, Ordering::Relaxed);
+        let hits = usize::from(row.is_some());
+        telemetry::metrics().cache("embedding", hits, 1 - hits);
         Some(Embedding {
             row: row?,
             cached_tokens: tokens,

@@ -12,6 +12,7 @@ use super::schedule::Phase;
 use super::shared::{Payload, Shared};
 use crate::engine::{Encoded, EngineError};
 use crate::model::PackedBatch;
+use crate::telemetry;
 
 type Rows = Result<Vec<Encoded>, EngineError>;
 
@@ -28,7 +29,8 @@ where
         let arrival = shared.arrived.notified();
         let (step, answers, phase) = {
             let mut schedule = shared.lock();
-            if let Some((pass, rows)) = ended.take() {
+            if let Some((pass, size, rows)) = ended.take() {
+                record(&shared, size, &rows);
                 schedule.finish(shared.now(), pass, rows);
             }
             let step = schedule.next(shared.now());
@@ -36,8 +38,10 @@ where
         };
         match step {
             Step::Run(batch) => {
-                let rows = encode(pack(&batch));
-                passes.push(async move { (batch.pass, rows.await) });
+                let packed = pack(&batch);
+                let size = (packed.sequences(), packed.tokens());
+                let rows = encode(packed);
+                passes.push(async move { (batch.pass, size, rows.await) });
                 // Only now, so that the device does not wait while a thousand clients are told.
                 shared.tell(answers);
             }
@@ -59,6 +63,13 @@ where
                 };
             }
         }
+    }
+}
+
+/// Counts a pass that succeeded.
+fn record(shared: &Shared, (sequences, tokens): (usize, usize), rows: &Rows) {
+    if rows.is_ok() {
+        telemetry::metrics().batch(sequences, tokens, shared.policy.max_tokens);
     }
 }
 

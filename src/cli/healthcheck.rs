@@ -6,8 +6,11 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 use super::summary;
+use crate::api;
 use crate::config::ServerSettings;
 
 /// Longer than the server may ever take to answer about its health.
@@ -25,14 +28,27 @@ pub(super) fn run(server: &ServerSettings) -> anyhow::Result<()> {
     let found = (host, port).to_socket_addrs();
     let mut found = found.with_context(|| format!("cannot resolve {host}"))?;
     let address = found.next().context("the host has no address")?;
-    ask(summary::reachable(address))
+    let address = summary::reachable(address);
+    let stream = connect(address)?;
+    match &server.tls {
+        None => ask(stream, address),
+        Some(files) => {
+            let name = ServerName::from(address.ip());
+            let client = ClientConnection::new(api::own_client(files)?, name)?;
+            ask(StreamOwned::new(client, stream), address)
+        }
+    }
 }
 
-fn ask(address: SocketAddr) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
+fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)
         .with_context(|| format!("nobody answers at {address}"))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
+fn ask(mut stream: impl Read + Write, address: SocketAddr) -> anyhow::Result<()> {
     let request =
         format!("GET /health/ready HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
@@ -66,7 +82,7 @@ mod tests {
                 .count();
             stream.write_all(answer.as_bytes()).expect("written");
         });
-        let result = ask(address);
+        let result = connect(address).and_then(|stream| ask(stream, address));
         server.join().expect("the server ends");
         result
     }
@@ -84,6 +100,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         drop(listener);
-        assert!(ask(address).is_err());
+        assert!(connect(address).is_err());
     }
 }

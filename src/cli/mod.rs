@@ -1,6 +1,7 @@
 //! What each subcommand does, one file each. In: the command line. Out: the exit code.
 
 mod healthcheck;
+mod reload;
 mod serve;
 mod summary;
 mod verify;

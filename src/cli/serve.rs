@@ -11,8 +11,9 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::reload::Reload;
 use super::{Misconfigured, summary};
-use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served};
+use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served, Tls};
 use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
 use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineError, EngineInfo};
@@ -24,16 +25,21 @@ use crate::telemetry;
 /// How long the process stays after its device was lost, so that every client reads its answer: well under a second, for until it has
 /// gone nobody starts another.
 const FAREWELL: Duration = Duration::from_millis(300);
+/// Files that are open besides connections: weights, logs, media and the pipes of video decoders.
+const OTHER_FILES: u64 = 512;
+/// Connections of scrapers and health checks on a listener of their own.
+const MAX_OPERATORS: usize = 64;
 
 /// Serves until SIGTERM or Ctrl-C.
 ///
 /// # Errors
 /// Whatever keeps the server from starting, or stops it before it was told to.
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::init(&config.telemetry)?;
+    let _telemetry = telemetry::init(&config.telemetry)?;
     let read = config.auth.read_keys();
     let keys = read.map_err(|fault| Misconfigured(vec![fault]))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(async_threads(config.server.threads))
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
@@ -43,25 +49,43 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     served
 }
 
+/// What the async threads do is short, and on the CPU the encoder's threads need the cores: with one for each two cores, 64 clients got a
+/// tenth more answers than with one for each (two cores, embedded model).
+fn async_threads(asked: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if asked == 0 { cores.div_ceil(2) } else { asked }
+}
+
 async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     let config = Arc::new(config);
     // Before the listener: from here on a signal is never lost.
     let mut signals = listen_for_signals()?;
+    allow_open_files(config.server.max_connections as u64 + OTHER_FILES);
+    let tls = match config.server.tls.clone() {
+        Some(files) => Some(Tls::open(files).context("connections cannot be encrypted")?),
+        None => None,
+    };
     let listener = bind(&config).await?;
     let address = listener
         .local_addr()
         .context("the listener has no address")?;
     let state = ApiState::new(api_settings(&config, &keys));
+    let reload = Reload {
+        config: Arc::clone(&config),
+        state: state.clone(),
+        tls: tls.clone(),
+    };
+    reload.on_hangup()?;
+    let operators = match &config.server.metrics_address {
+        Some(address) => Some(open_to_operators(address, state.clone()).await?),
+        None => None,
+    };
     // Health answers from here on; requests are told to come again until the model is loaded.
-    let mut answering = tokio::spawn(answer(
-        listener,
-        state.clone(),
-        Arc::clone(&config),
-        signals.clone(),
-    ));
+    let settings = listener_settings(&config, tls);
+    let mut answering = tokio::spawn(answer(listener, state.clone(), settings, signals.clone()));
 
     if config.model.source == CheckpointSource::Embedded {
-        eprintln!("{}", summary::EMBEDDED_NOTICE);
+        summary::warn_of_embedded(config.telemetry.format);
     }
     let for_loading = Arc::clone(&config);
     let loading = tokio::task::spawn_blocking(move || load(&for_loading));
@@ -72,10 +96,10 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    announce(&config, &loaded, keys.len(), address);
+    announce(&config, &loaded, keys.len(), (address, operators));
     let batcher = Batcher::start(loaded.engine.clone(), config.batch);
     state.set_served(wire(&config, loaded, batcher.clone())?);
-    println!("{}", summary::url(address));
+    println!("{}", summary::url(&config.server, address));
 
     let finished = tokio::select! {
         finished = &mut answering => finished.context("the listener panicked")?,
@@ -114,12 +138,14 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
         instructions: config.instructions.clone(),
         pixels: config.pixels,
         request_timeout: config.limits.request_timeout,
+        body_timeout: config.server.body_timeout,
     }
 }
 
 /// Puts the stages together.
 fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Served> {
     let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
+    telemetry::metrics::watch_queue(batcher.watch_queue());
     let quota = TokenQuota::new(config.limits.tokens_per_minute);
     let media = config.media.clone();
     let embedder = Embedder::new(loader, media, loaded.processor, batcher, quota);
@@ -133,6 +159,28 @@ fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Ser
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
     })
+}
+
+/// Serves metrics and health on a listener of their own, until the process ends. Returns where.
+async fn open_to_operators(address: &str, state: ApiState) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (server.metrics_address)"))?;
+    let bound = listener
+        .local_addr()
+        .context("the listener has no address")?;
+    let settings = ListenerSettings {
+        max_connections: MAX_OPERATORS,
+        ..ListenerSettings::default()
+    };
+    let router = api::operator_router(state);
+    tokio::spawn(api::serve(
+        listener,
+        router,
+        settings,
+        std::future::pending(),
+    ));
+    Ok(bound)
 }
 
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
@@ -161,32 +209,71 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
 }
 
 /// Tells people, or the log where it is JSON, what runs; but not the URL: that is printed when requests are welcome.
-fn announce(config: &Config, loaded: &Loaded, keys: usize, address: SocketAddr) {
+fn announce(
+    config: &Config,
+    loaded: &Loaded,
+    keys: usize,
+    (address, operators): (SocketAddr, Option<SocketAddr>),
+) {
     let info: &EngineInfo = loaded.engine.info();
     let facts = summary::Facts {
         served_names: &loaded.served_names,
         revision: loaded.checkpoint.revision.as_deref(),
         keys,
         address,
+        operators,
         ffmpeg: summary::find_program(&config.media.ffmpeg)
             .filter(|_| summary::find_program(&config.media.ffprobe).is_some()),
     };
     summary::tell(config, info, &facts);
 }
 
+/// Raises the limit of open files as far as the system lets us: many shells set it to 1024 for programs that use `select`.
+#[cfg(unix)]
+fn allow_open_files(wanted: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let allowed = limit.maximum.map_or(wanted, |most| most.min(wanted));
+    let raised = Rlimit {
+        current: Some(allowed),
+        maximum: limit.maximum,
+    };
+    if setrlimit(Resource::Nofile, raised).is_err() || allowed < wanted {
+        tracing::warn!(
+            allowed,
+            wanted,
+            "fewer files may be open than server.max_connections needs"
+        );
+    }
+}
+
+#[cfg(not(unix))]
+fn allow_open_files(_wanted: u64) {}
+
+fn listener_settings(config: &Config, tls: Option<Tls>) -> ListenerSettings {
+    let server = &config.server;
+    ListenerSettings {
+        max_connections: server.max_connections,
+        idle_timeout: server.idle_timeout,
+        max_header_bytes: server.max_header_bytes,
+        max_streams: server.max_streams.into(),
+        max_resets: server.max_resets.into(),
+        drain_delay: server.drain_delay,
+        drain_timeout: server.drain_timeout,
+        tls,
+    }
+}
+
 /// Answers until the first signal, then drains. Whether every accepted request was finished.
 async fn answer(
     listener: TcpListener,
     state: ApiState,
-    config: Arc<Config>,
+    settings: ListenerSettings,
     mut signals: watch::Receiver<u32>,
 ) -> bool {
-    let settings = ListenerSettings {
-        max_connections: config.server.max_connections,
-        drain_delay: config.server.drain_delay,
-        drain_timeout: config.server.drain_timeout,
-        ..ListenerSettings::default()
-    };
     let stop = {
         let state = state.clone();
         async move {

@@ -4,18 +4,28 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{Config, ServerSettings};
 use crate::engine::{CheckpointSource, EngineInfo};
 use crate::media::MediaSettings;
 use crate::telemetry::LogFormat;
 
 /// Shown before the embedded model is loaded. Nobody may take its vectors for real ones.
-pub(super) const EMBEDDED_NOTICE: &str = "\
+const EMBEDDED_NOTICE: &str = "\
 +---------------------------------------------------------------------------+
 |  No --model was given: this is the tiny model inside the binary.          |
 |  It is for trying the API. ITS VECTORS MEAN NOTHING.                      |
 |  For real ones: manifold serve --model Qwen/Qwen3-VL-Embedding-2B         |
 +---------------------------------------------------------------------------+";
+
+/// Warns people, or the log where it is JSON, that the embedded model is served.
+pub(super) fn warn_of_embedded(format: LogFormat) {
+    match format {
+        LogFormat::Text => eprintln!("{EMBEDDED_NOTICE}"),
+        LogFormat::Json => {
+            tracing::warn!("no model was given: this is the tiny one, and its vectors mean nothing")
+        }
+    }
+}
 
 /// What the settings do not say.
 pub(super) struct Facts<'a> {
@@ -27,6 +37,8 @@ pub(super) struct Facts<'a> {
     pub keys: usize,
     /// Where the server listens.
     pub address: SocketAddr,
+    /// Where metrics and health need no key.
+    pub operators: Option<SocketAddr>,
     /// Where FFmpeg was found, with ffprobe beside it.
     pub ffmpeg: Option<PathBuf>,
 }
@@ -110,8 +122,32 @@ fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static
         ("media", media_sources(&config.media)),
         ("video", video),
         ("access", access),
-        ("listening", facts.address.to_string()),
+        ("listening", listening(&config.server, facts.address)),
+        ("metrics", metrics(config, facts)),
     ]
+}
+
+/// Where the server listens, how, and for how many.
+fn listening(server: &ServerSettings, address: SocketAddr) -> String {
+    let tls = match &server.tls {
+        Some(files) => format!(" with TLS ({})", files.cert.display()),
+        None => String::new(),
+    };
+    format!(
+        "{address}{tls}, {} connections, closed after {} s without use",
+        server.max_connections,
+        server.idle_timeout.as_secs_f64()
+    )
+}
+
+/// Where a scraper finds the metrics, and whether it needs a key.
+fn metrics(config: &Config, facts: &Facts<'_>) -> String {
+    let beside_api = url(&config.server, facts.address);
+    match (facts.operators, facts.keys) {
+        (Some(address), _) => format!("http://{}/metrics (no key needed)", reachable(address)),
+        (None, 0) => format!("{beside_api}/metrics"),
+        (None, _) => format!("{beside_api}/metrics (with an API key)"),
+    }
 }
 
 /// Where media may come from, besides the request itself.
@@ -130,8 +166,13 @@ fn media_sources(media: &MediaSettings) -> String {
 }
 
 /// Where a client on this machine reaches the server.
-pub(super) fn url(address: SocketAddr) -> String {
-    format!("http://{}", reachable(address))
+pub(super) fn url(server: &ServerSettings, address: SocketAddr) -> String {
+    let scheme = if server.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    format!("{scheme}://{}", reachable(address))
 }
 
 /// An address to connect to for one to listen on: nobody can connect to 0.0.0.0.
@@ -159,16 +200,21 @@ pub(super) fn find_program(program: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::TlsFiles;
     use crate::config::{ConfigArgs, Inputs};
 
-    fn summary_of(ffmpeg: Option<PathBuf>, keys: usize) -> String {
+    fn defaults() -> Config {
         let inputs = Inputs {
             args: &ConfigArgs::default(),
             environment: Vec::new(),
             file: None,
             is_directory: &|_| false,
         };
-        let config = Config::resolve(&inputs).expect("the defaults resolve");
+        Config::resolve(&inputs).expect("the defaults resolve")
+    }
+
+    fn summary_of(ffmpeg: Option<PathBuf>, keys: usize) -> String {
+        let config = defaults();
         let info = EngineInfo {
             device: "cpu".to_owned(),
             dtype: "bf16",
@@ -182,6 +228,7 @@ mod tests {
             revision: None,
             keys,
             address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            operators: None,
             ffmpeg,
         };
         let lines = lines(&config, &info, &facts);
@@ -200,6 +247,8 @@ mod tests {
             "2048 inputs of 4096 tokens, 67108864 bytes, 300 s",
             "video /usr/bin/ffmpeg",
             "access 2 API keys",
+            "listening 127.0.0.1:8080, 4096 connections, closed after 20 s",
+            "metrics http://127.0.0.1:8080/metrics (with an API key)",
         ] {
             assert!(summary.contains(part), "{part} is missing:\n{summary}");
         }
@@ -214,14 +263,20 @@ mod tests {
 
     #[test]
     fn the_url_can_be_connected_to() {
+        let mut server = defaults().server;
         let everywhere = SocketAddr::from(([0, 0, 0, 0], 9));
-        assert_eq!(url(everywhere), "http://127.0.0.1:9");
+        assert_eq!(url(&server, everywhere), "http://127.0.0.1:9");
         let everywhere = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 9));
-        assert_eq!(url(everywhere), "http://[::1]:9");
+        assert_eq!(url(&server, everywhere), "http://[::1]:9");
         assert_eq!(
-            url(SocketAddr::from(([10, 0, 0, 7], 9))),
+            url(&server, SocketAddr::from(([10, 0, 0, 7], 9))),
             "http://10.0.0.7:9"
         );
+        server.tls = Some(TlsFiles {
+            cert: PathBuf::from("a.pem"),
+            key: PathBuf::from("a.key"),
+        });
+        assert_eq!(url(&server, everywhere), "https://[::1]:9");
     }
 
     #[test]

@@ -47,7 +47,7 @@ struct Comparison {
 /// # Errors
 /// When the model cannot be loaded, no case applies, or a case is out of bounds.
 pub(super) fn run(config: &Config, args: &VerifyArgs) -> anyhow::Result<()> {
-    telemetry::init(&config.telemetry)?;
+    let _telemetry = telemetry::init(&config.telemetry)?;
     let named = |row: &Comparison| match &args.case {
         Some(text) => row.case.contains(text.as_str()),
         None => true,

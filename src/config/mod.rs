@@ -24,6 +24,7 @@ pub use args::{ConfigArgs, hide_sections};
 pub use error::{ConfigFault, Origin};
 pub use file::ConfigFile;
 
+use crate::api::TlsFiles;
 use crate::batcher::BatchPolicy;
 use crate::engine::{CheckpointSource, EngineSettings};
 use crate::media::MediaSettings;
@@ -75,6 +76,22 @@ pub struct ServerSettings {
     pub port: u16,
     /// Most open connections.
     pub max_connections: usize,
+    /// Threads that read requests and write answers; 0 is one for each two cores.
+    pub threads: usize,
+    /// Time a client has to send its headers, and may leave a connection unused.
+    pub idle_timeout: Duration,
+    /// Time each 64 KiB of a body may take.
+    pub body_timeout: Duration,
+    /// Largest head of a request.
+    pub max_header_bytes: usize,
+    /// Most requests at a time on one connection of HTTP/2.
+    pub max_streams: u16,
+    /// Most of those that a client may cancel unseen.
+    pub max_resets: u16,
+    /// What connections are encrypted with.
+    pub tls: Option<TlsFiles>,
+    /// Where operators' metrics and health are served without a key, besides beside the API.
+    pub metrics_address: Option<String>,
     /// How long requests are accepted after the signal, readiness already off.
     pub drain_delay: Duration,
     /// How long accepted requests may then take.

@@ -6,11 +6,12 @@ use super::error::{ConfigFault, Origin};
 use super::value;
 use super::values::Values;
 use super::{AuthSettings, Config, Inputs, LimitSettings, ModelSettings, ServerSettings};
+use crate::api::TlsFiles;
 use crate::batcher::BatchPolicy;
 use crate::engine::{CheckpointSource, DtypeChoice, EngineSettings};
 use crate::media::MediaSettings;
 use crate::processor::PixelOptions;
-use crate::telemetry::{LogFormat, TelemetrySettings};
+use crate::telemetry::{self, LogFormat, TelemetrySettings};
 
 impl Config {
     /// Decides every setting.
@@ -59,13 +60,7 @@ impl Config {
                 max_wait: values.duration("batch.max_wait_ms"),
                 max_cache_bytes: values.count("cache.max_embedding_bytes"),
             },
-            server: ServerSettings {
-                host: values.text("server.host").to_owned(),
-                port: values.small("server.port"),
-                max_connections: values.count("server.max_connections"),
-                drain_delay: values.duration("server.drain_delay_ms"),
-                drain_timeout: values.duration("server.drain_timeout_ms"),
-            },
+            server: server_settings(values),
             limits: LimitSettings {
                 max_body_bytes: values.count("limits.max_body_bytes"),
                 max_inputs: values.count("limits.max_inputs"),
@@ -87,8 +82,41 @@ impl Config {
                     _ => LogFormat::Text,
                 },
                 filter: values.text("log.level").to_owned(),
+                otlp_endpoint: text_if_any(values, "log.otlp_endpoint"),
             },
         }
+    }
+}
+
+/// A text; empty is none.
+fn text_if_any(values: &Values, key: &str) -> Option<String> {
+    let text = values.text(key);
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn server_settings(values: &Values) -> ServerSettings {
+    let files = (
+        values.path("server.tls_cert"),
+        values.path("server.tls_key"),
+    );
+    ServerSettings {
+        host: values.text("server.host").to_owned(),
+        port: values.small("server.port"),
+        max_connections: values.count("server.max_connections"),
+        threads: values.count("server.threads"),
+        idle_timeout: values.duration("server.idle_timeout_ms"),
+        body_timeout: values.duration("server.body_timeout_ms"),
+        max_header_bytes: values.count("server.max_header_bytes"),
+        max_streams: values.small("server.max_streams"),
+        max_resets: values.small("server.max_resets"),
+        // One without the other is a contradiction, told elsewhere.
+        tls: files
+            .0
+            .zip(files.1)
+            .map(|(cert, key)| TlsFiles { cert, key }),
+        metrics_address: text_if_any(values, "server.metrics_address"),
+        drain_delay: values.duration("server.drain_delay_ms"),
+        drain_timeout: values.duration("server.drain_timeout_ms"),
     }
 }
 
@@ -185,6 +213,23 @@ fn contradictions(values: &Values) -> Vec<ConfigFault> {
             let problem = format!("{key} may not be empty");
             faults.push(ConfigFault::new(values.origin(key), problem));
         }
+    }
+    for (given, missing) in [
+        ("server.tls_cert", "server.tls_key"),
+        ("server.tls_key", "server.tls_cert"),
+    ] {
+        if !values.text(given).is_empty() && values.text(missing).is_empty() {
+            let problem = format!("{given} needs {missing}");
+            faults.push(ConfigFault::new(values.origin(given), problem));
+        }
+    }
+    let collector = values.text("log.otlp_endpoint");
+    if !collector.is_empty() && !telemetry::check_endpoint(collector) {
+        let problem = format!("log.otlp_endpoint ({collector:?}) is not an http(s) address");
+        faults.push(ConfigFault::new(
+            values.origin("log.otlp_endpoint"),
+            problem,
+        ));
     }
     let names = values.texts("model.served_names");
     for (index, name) in names.iter().enumerate() {

@@ -13,6 +13,7 @@ use super::Encoded;
 use super::sights::Sights;
 use crate::kernels::Activations;
 use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse, Tenant, VisionFeatures};
+use crate::telemetry;
 
 /// Whose prefix, and its tokens.
 type PrefixKey = (Tenant, Vec<u32>);
@@ -131,6 +132,8 @@ impl Memory {
         for (i, &key) in batch.media_keys.iter().enumerate() {
             let tenant = batch.tenant(batch.media_sequences[i]);
             let known = self.sights.get(tenant, key);
+            let hits = usize::from(known.is_some());
+            telemetry::metrics().cache("vision", hits, 1 - hits);
             let bytes = encoder.feature_bytes(batch.media[i].grid.vision_tokens());
             if known.is_none() && self.sights.has_room_for(bytes) && kept.insert((tenant, key)) {
                 recalled.keep_media.push(i);

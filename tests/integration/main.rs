@@ -5,9 +5,13 @@
 )]
 
 mod answers;
+mod connections;
 mod lifecycle;
+mod observability;
 mod overload;
 mod refusals;
+mod rolling;
 mod sdks;
 mod server;
 mod spellings;
+mod tls;

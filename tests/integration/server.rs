@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -32,21 +33,68 @@ pub(crate) fn media(fixture_name: &str, file: &str) -> Vec<u8> {
 impl Server {
     /// Starts the binary with `serve --port 0` and more; returns when it has printed its URL.
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Server::start_logging(arguments, environment, Stdio::null())
+    }
+
+    /// The same on a port of the test's choice.
+    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Self {
+        Server::spawn(port, arguments, &[], Stdio::null())
+    }
+
+    /// The same, with its log where the test wants it.
+    pub(crate) fn start_logging(
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        log: Stdio,
+    ) -> Self {
+        Server::spawn(0, arguments, environment, log)
+    }
+
+    fn spawn(port: u16, arguments: &[&str], environment: &[(&str, &str)], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_manifold"))
-            .args(["serve", "--port", "0"])
+            .args(["serve", "--port", &port.to_string()])
             .args(arguments)
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let url = lines
             .map_while(Result::ok)
-            .find(|line| line.starts_with("http://"));
+            .find(|line| line.starts_with("http://") || line.starts_with("https://"));
         Server {
             url: url.expect("the server prints its URL when it is ready"),
             child,
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &str {
+        let (_, address) = self.url.split_once("//").unwrap();
+        address
+    }
+
+    /// Sends it a signal.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, name: &str) {
+        let told = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
+        assert!(told.unwrap().success());
+    }
+
+    /// Tells it to stop and waits until it has; its exit code.
+    #[cfg(unix)]
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        self.signal("TERM");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the server did not stop");
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 

@@ -1,7 +1,5 @@
 //! The outside of a request: content type, length, time, JSON. What is inside is the grammar's.
 
-use axum::body::Body;
-use futures_util::stream;
 use serde_json::json;
 
 use super::*;
@@ -51,37 +49,6 @@ fn a_client_may_shorten_its_time_but_not_lengthen_it() {
             "{wrong}"
         );
     }
-}
-
-/// A body without a declared length.
-fn streamed(pieces: Vec<&'static str>) -> Request {
-    let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
-    Request::new(Body::from_stream(stream::iter(pieces)))
-}
-
-#[tokio::test]
-async fn a_body_over_the_limit_is_refused_declared_or_not() {
-    let patience = Duration::from_secs(5);
-    let whole = read_body(streamed(vec!["12", "345"]), 5, patience).await;
-    assert_eq!(whole.expect("it fits"), "12345");
-    let long = read_body(streamed(vec!["12", "3456"]), 5, patience).await;
-    assert_eq!(code(long), Some(ErrorCode::RequestTooLarge));
-    let mut declared = Request::new(Body::empty());
-    declared
-        .headers_mut()
-        .insert("content-length", HeaderValue::from(6));
-    let error = read_body(declared, 5, patience).await.expect_err("refused");
-    assert_eq!(error.code, ErrorCode::RequestTooLarge);
-    assert!(error.message.contains("5 bytes"), "{}", error.message);
-}
-
-#[tokio::test]
-async fn a_body_that_stops_coming_is_given_up() {
-    let silent = Request::new(Body::from_stream(
-        stream::pending::<std::io::Result<Bytes>>(),
-    ));
-    let given_up = read_body(silent, 5, Duration::from_millis(20)).await;
-    assert_eq!(code(given_up), Some(ErrorCode::RequestTimeout));
 }
 
 fn read(body: &str) -> Result<Parsed, ApiError> {

@@ -1,0 +1,341 @@
+//! What is asked of the server, and what must hold. In: options. Out: printed numbers, and an error where a promise is broken.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+
+use crate::Options;
+use crate::client::{Connection, get, post};
+use crate::load::{BROKEN, Report, Requests, closed, open};
+use crate::server::{Server, cpu_of};
+
+/// What the scenarios promise: all of it is said in one place.
+const GOODPUT_OF_PEAK: f64 = 0.95;
+const REFUSAL_P99_MS: f64 = 20.0;
+const HEALTH_P99_MS: f64 = 20.0;
+const P99_BESIDE_SLOW: f64 = 1.2;
+const P99_BESIDE_FLOOD: f64 = 1.5;
+const SLOW_MAY_LAST: Duration = Duration::from_secs(30);
+const MEMORY_SLOPE_PERCENT_PER_HOUR: f64 = 0.5;
+
+type Held = Result<(), String>;
+
+fn require(holds: bool, promise: impl FnOnce() -> String) -> Held {
+    if holds { Ok(()) } else { Err(promise()) }
+}
+
+/// Texts of so many words, each other than all before it; more fields of the body, more header lines.
+fn texts(words: usize, fields: &'static str, headers: &str) -> Requests {
+    const WORDS: [&str; 8] = [
+        "river", "stone", "cat", "window", "blue", "market", "seven", "garden",
+    ];
+    let headers = headers.to_owned();
+    Rc::new(move |number| {
+        let mut text = format!("{number}");
+        for i in 1..words as u64 {
+            text.push(' ');
+            // A multiplicative hash: the order of words differs from text to text.
+            let mixed = (number * 31 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61;
+            text.push_str(WORDS[mixed as usize]);
+        }
+        post(&format!("{{\"input\":\"{text}\"{fields}}}"), &headers)
+    })
+}
+
+fn image(file: &str) -> String {
+    let media = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/parity/media/");
+    let bytes = std::fs::read(format!("{media}{file}")).expect("a picture of the fixtures");
+    BASE64_STANDARD.encode(bytes)
+}
+
+fn images(file: &str, headers: &str) -> Requests {
+    let (picture, headers) = (image(file), headers.to_owned());
+    Rc::new(move |number| {
+        let body = format!("{{\"input\":{{\"text\":\"{number}\",\"image\":\"{picture}\"}}}}");
+        post(&body, &headers)
+    })
+}
+
+/// Tokens of a request's input, which the server counts.
+async fn tokens(address: &str, request: &[u8]) -> u64 {
+    let mut connection = Connection::open(address).await.expect("a connection");
+    let answer = connection.ask(request).await.expect("an answer");
+    let body = String::from_utf8_lossy(&connection.body).into_owned();
+    assert_eq!(answer.status, 200, "{body}");
+    let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    body["usage"]["total_tokens"].as_u64().expect("a count")
+}
+
+fn seconds(options: &Options, default: f64) -> Duration {
+    Duration::from_secs_f64(options.number("seconds", default))
+}
+
+/// 64 clients, each asking as soon as it was answered.
+pub(crate) async fn concurrency(options: &Options) -> Held {
+    let server = Server::start(options, &[], None);
+    let clients = options.number("clients", 64.0) as usize;
+    let words = options.number("words", 8.0) as usize;
+    let mut faults = 0;
+    for (name, fields) in [
+        ("float", ""),
+        ("base64", ",\"encoding_format\":\"base64\""),
+        ("raw, float", ",\"raw\":true"),
+    ] {
+        if !name.contains(options.text("only").unwrap_or_default()) {
+            continue;
+        }
+        let requests = texts(words, fields, "");
+        let count = tokens(&server.address, &requests(0)).await;
+        let warm = Duration::from_secs(1);
+        closed(&server.address, clients, warm, requests.clone()).await;
+        let (before, own) = (server.cpu(), cpu_of("self"));
+        let report = closed(&server.address, clients, seconds(options, 10.0), requests).await;
+        let per_request = |spent: Duration| spent.as_secs_f64() * 1e6 / report.total() as f64;
+        println!(
+            "concurrency/{clients} clients, {count} tokens, {name}: {}; CPU a request: server {:.0} us, client {:.0} us",
+            report.shown(),
+            per_request(server.cpu() - before),
+            per_request(cpu_of("self") - own),
+        );
+        faults += report.total() - report.count(200);
+    }
+    require(faults == 0, || format!("{faults} requests failed"))
+}
+
+/// Health, asked all the time.
+async fn health(address: &str, lasting: Duration) -> Report {
+    let ask = get("/health/ready");
+    open(address, (50.0, 8), lasting, Rc::new(move |_| ask.clone())).await
+}
+
+/// Ten times what can be sustained.
+pub(crate) async fn overload(options: &Options) -> Held {
+    let server = Server::start(options, &[], None);
+    let (address, lasting) = (server.address.as_str(), seconds(options, 20.0));
+    let words = options.number("words", 400.0) as usize;
+    let deadline = options.number("deadline-ms", 5000.0);
+    let headers = format!("x-request-timeout-ms: {deadline}\r\n");
+    let requests = texts(words, "", &headers);
+    let count = tokens(address, &requests(0)).await;
+    let peak = closed(address, 64, Duration::from_secs(5), requests.clone()).await;
+    println!("overload/peak, {count} tokens: {}", peak.shown());
+    let rate = options.number("times", 10.0) * peak.goodput();
+    let (memory, cpu) = (server.memory(), cpu_of("self"));
+    let load = open(address, (rate, 3000), lasting, requests.clone());
+    let (load, health) = tokio::join!(load, health(address, lasting));
+    let refused = load.quantile(&[429, 503], 0.99);
+    let spent = (cpu_of("self") - cpu).as_secs_f64() / lasting.as_secs_f64();
+    println!("overload/{rate:.0} a second: {}", load.shown());
+    println!(
+        "overload/refusals p99 {refused:.2} ms, health p99 {:.2} ms, {} without Retry-After, goodput {:.0} % of peak, memory {:.1} -> {:.1} MB, client {:.0} % of a core",
+        health.quantile(&[200], 0.99),
+        load.without_retry_after,
+        100.0 * load.goodput() / peak.goodput(),
+        memory as f64 / 1e6,
+        server.memory() as f64 / 1e6,
+        100.0 * spent,
+    );
+    tokio::time::sleep(Duration::from_secs_f64(deadline / 1e3)).await;
+    let after = (peak.goodput() / 2.0, 256);
+    let after = open(address, after, Duration::from_secs(5), requests).await;
+    println!(
+        "overload/half the peak, one deadline later: {}",
+        after.shown()
+    );
+    require(load.goodput() >= GOODPUT_OF_PEAK * peak.goodput(), || {
+        "goodput under overload".to_owned()
+    })?;
+    require(refused <= REFUSAL_P99_MS, || {
+        format!("refusals {refused} ms")
+    })?;
+    let healthy = health.quantile(&[200], 0.99);
+    require(
+        healthy <= HEALTH_P99_MS && health.count(200) == health.total(),
+        || format!("health {healthy} ms: {}", health.shown()),
+    )?;
+    require(load.without_retry_after == 0, || "Retry-After".to_owned())?;
+    require(load.faults() == 0, || format!("faults: {}", load.shown()))?;
+    require(after.count(200) == after.total(), || "recovery".to_owned())
+}
+
+/// A connection that sends next to nothing; how long the server let it.
+async fn slow(address: String, kind: usize) -> Duration {
+    const HEAD: &str = "POST /v1/embeddings HTTP/1.1\r\nhost: bench\r\n";
+    let (start, drop) = match kind % 4 {
+        0 => (String::new(), ""),
+        1 => (HEAD.to_owned(), "a: b\r\n"),
+        2 => (format!("{HEAD}content-length: 100000\r\n\r\n"), " "),
+        _ => (
+            "GET /health/live HTTP/1.1\r\nhost: bench\r\n\r\n".to_owned(),
+            "",
+        ),
+    };
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let (mut reader, mut writer) = stream.into_split();
+    let began = Instant::now();
+    writer.write_all(start.as_bytes()).await.ok();
+    let dripping = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if writer.write_all(drop.as_bytes()).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let mut said = Vec::new();
+    tokio::select! {
+        () = dripping => {}
+        _ = reader.read_to_end(&mut said) => {}
+        () = tokio::time::sleep(2 * SLOW_MAY_LAST) => {}
+    }
+    began.elapsed()
+}
+
+/// Thousands that hold their connections, beside honest clients.
+pub(crate) async fn slow_connections(options: &Options) -> Held {
+    let server = Server::start(options, &[], None);
+    let (address, lasting) = (server.address.as_str(), seconds(options, 20.0));
+    let count = options.number("count", 2000.0) as usize;
+    let load = (options.number("rate", 300.0), 128);
+    let requests = texts(8, "", "");
+    open(address, load, Duration::from_secs(2), requests.clone()).await;
+    let alone = open(address, load, lasting, requests.clone()).await;
+    println!("slow-connections/alone: {}", alone.shown());
+    let tasks = LocalSet::new();
+    let longest = Rc::new(Cell::new(Duration::ZERO));
+    for kind in 0..count {
+        let (address, longest) = (server.address.clone(), longest.clone());
+        tasks.spawn_local(async move {
+            // Not all in one instant: the queue of the kernel is not what is measured.
+            tokio::time::sleep(Duration::from_millis(kind as u64)).await;
+            let took = slow(address, kind).await;
+            longest.set(longest.get().max(took));
+        });
+    }
+    let files = Cell::new(0);
+    let beside = async {
+        tokio::time::sleep(Duration::from_millis(count as u64)).await;
+        files.set(server.files());
+        open(
+            address,
+            load,
+            lasting - Duration::from_millis(count as u64),
+            requests,
+        )
+        .await
+    };
+    let (beside, ()) = tokio::join!(beside, tasks);
+    let longest = longest.get();
+    let p99 = |report: &Report| report.quantile(&[200], 0.99);
+    let ratio = p99(&beside) / p99(&alone);
+    println!("slow-connections/beside {count}: {}", beside.shown());
+    println!(
+        "slow-connections/p99 {ratio:.2} of alone; files open {} with them, {} after; the longest was let be for {:.1} s",
+        files.get(),
+        server.files(),
+        longest.as_secs_f64()
+    );
+    require(files.get() > count, || "too few were open".to_owned())?;
+    require(longest <= SLOW_MAY_LAST, || format!("open for {longest:?}"))?;
+    require(beside.count(200) == beside.total(), || beside.shown())?;
+    require(ratio <= P99_BESIDE_SLOW, || {
+        format!("p99 {ratio:.2} of alone")
+    })
+}
+
+/// Short texts, long ones and pictures, as a day brings them.
+fn mixture() -> Requests {
+    let (short, long) = (texts(8, "", ""), texts(300, "", ""));
+    let picture = images("rgba_200x150.png", "");
+    Rc::new(move |number| match number % 20 {
+        0 => picture(number),
+        1..=3 => long(number),
+        _ => short(number),
+    })
+}
+
+/// The slope of a line through the points, by least squares.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let covered: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let shared: f64 = points
+        .iter()
+        .map(|point| (point.0 - x) * (point.1 - y))
+        .sum();
+    shared / covered
+}
+
+/// 70 % of what can be sustained, for long: memory and files.
+pub(crate) async fn mixed(options: &Options) -> Held {
+    let server = Server::start(options, &[], None);
+    let (address, lasting) = (server.address.as_str(), seconds(options, 150.0));
+    let requests = mixture();
+    let peak = closed(address, 64, Duration::from_secs(5), requests.clone()).await;
+    println!("mixed/peak: {}", peak.shown());
+    let memory = RefCell::new(Vec::new());
+    let files = RefCell::new(Vec::new());
+    let watching = async {
+        let began = Instant::now();
+        while began.elapsed() < lasting {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let hours = began.elapsed().as_secs_f64() / 3600.0;
+            memory.borrow_mut().push((hours, server.memory() as f64));
+            files.borrow_mut().push(server.files());
+        }
+    };
+    let load = open(address, (0.7 * peak.goodput(), 256), lasting, requests);
+    let (load, ()) = tokio::join!(load, watching);
+    println!("mixed/70 %: {}", load.shown());
+    // The first half warms up.
+    let memory = memory.borrow();
+    let warm = &memory[memory.len() / 2..];
+    let last = warm.last().map_or(0.0, |point| point.1);
+    let percent = 100.0 * slope(warm) / last;
+    let files = files.borrow();
+    let (fewest, most) = (files.iter().min(), files.iter().max());
+    println!(
+        "mixed/memory {:.1} MB, {percent:.2} % an hour over the second half; files {fewest:?} to {most:?}",
+        last / 1e6
+    );
+    require(load.count(200) == load.total(), || load.shown())?;
+    // Within minutes the allocator's own steps are larger than any leak the promise is about.
+    let long = lasting >= Duration::from_secs(1200);
+    require(!long || percent <= MEMORY_SLOPE_PERCENT_PER_HOUR, || {
+        format!("memory grows by {percent:.2} % an hour")
+    })
+}
+
+/// Short texts of one key while another sends the largest pictures.
+pub(crate) async fn flood(options: &Options) -> Held {
+    let server = Server::start(options, &[], Some("texts,pictures"));
+    let (address, lasting) = (server.address.as_str(), seconds(options, 20.0));
+    let texts = texts(8, "", "authorization: Bearer texts\r\n");
+    let pictures = images("huge_2400x1800.png", "authorization: Bearer pictures\r\n");
+    let load = (options.number("rate", 50.0), 64);
+    open(address, load, Duration::from_secs(2), texts.clone()).await;
+    let alone = open(address, load, lasting, texts.clone()).await;
+    println!("flood/texts alone: {}", alone.shown());
+    let clients = options.number("clients", 8.0) as usize;
+    let flood = closed(address, clients, lasting, pictures);
+    let (beside, flood) = tokio::join!(open(address, load, lasting, texts), flood);
+    println!("flood/texts beside pictures: {}", beside.shown());
+    println!("flood/pictures: {}", flood.shown());
+    let p99 = |report: &Report| report.quantile(&[200], 0.99);
+    let ratio = p99(&beside) / p99(&alone);
+    println!("flood/p99 {ratio:.2} of alone");
+    require(
+        flood.count(BROKEN) == 0 && beside.count(200) == beside.total(),
+        || beside.shown(),
+    )?;
+    require(ratio <= P99_BESIDE_FLOOD, || {
+        format!("p99 {ratio:.2} of alone")
+    })
+}

@@ -1,0 +1,146 @@
+//! Request bodies. In: a body as it comes. Out: its bytes; or why not, when it is too large or comes too slowly.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::header;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::{ApiError, ErrorCode};
+
+/// A body has its patience for each so many bytes, so that large ones may take longer and a trickle may not.
+const STEP_BYTES: usize = 64 * 1024;
+
+/// The body, refused as soon as it is known to be too large, and when less than [`STEP_BYTES`] of it came within `patience`.
+pub(super) async fn read(
+    request: Request,
+    limit: usize,
+    patience: Duration,
+) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let message = format!("the body is larger than the limit of {limit} bytes");
+        ApiError::new(ErrorCode::RequestTooLarge, message)
+    };
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let mut body = request.into_body();
+    // Most bodies come in one piece, which is then not copied.
+    let mut first = Bytes::new();
+    let mut read = BytesMut::new();
+    let mut deadline = Instant::now() + patience;
+    let mut due = STEP_BYTES;
+    loop {
+        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| {
+            let message = format!(
+                "the body came too slowly: {STEP_BYTES} bytes of it may take {} ms",
+                patience.as_millis()
+            );
+            ApiError::new(ErrorCode::RequestTimeout, message)
+        })?;
+        let Some(frame) = frame else {
+            return Ok(if read.is_empty() {
+                first
+            } else {
+                read.freeze()
+            });
+        };
+        let frame = frame.map_err(|_| {
+            let message = "the body ended before it was complete";
+            ApiError::new(ErrorCode::InvalidJson, message)
+        })?;
+        // What is no data are trailers, which say nothing here.
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let length = first.len().max(read.len());
+        if data.len() > limit - length {
+            return Err(too_large());
+        }
+        if length == 0 {
+            first = data;
+        } else {
+            if read.is_empty() {
+                read.extend_from_slice(&first);
+            }
+            read.extend_from_slice(&data);
+        }
+        let length = first.len().max(read.len());
+        if length >= due {
+            due = length + STEP_BYTES;
+            deadline = Instant::now() + patience;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::HeaderValue;
+    use futures_util::stream::{self, StreamExt};
+
+    use super::*;
+
+    fn code<T>(result: Result<T, ApiError>) -> Option<ErrorCode> {
+        result.err().map(|error| error.code)
+    }
+
+    /// A body without a declared length.
+    fn streamed(pieces: Vec<&'static str>) -> Request {
+        let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
+        Request::new(Body::from_stream(stream::iter(pieces)))
+    }
+
+    /// `count` pieces of `bytes` each, one every `pause`, then nothing more for ever.
+    fn trickle(count: usize, bytes: usize, pause: Duration) -> Request {
+        let pieces = stream::iter(0..count).then(move |_| async move {
+            tokio::time::sleep(pause).await;
+            Ok::<_, std::io::Error>(Bytes::from(vec![b' '; bytes]))
+        });
+        Request::new(Body::from_stream(pieces.chain(stream::pending())))
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_declared_or_not() {
+        let patience = Duration::from_secs(5);
+        for pieces in [vec!["12345"], vec!["12", "345"], vec!["", "1", "23", "45"]] {
+            let whole = read(streamed(pieces), 5, patience).await;
+            assert_eq!(whole.expect("it fits"), "12345");
+        }
+        for pieces in [vec!["123456"], vec!["12", "3456"]] {
+            let long = read(streamed(pieces), 5, patience).await;
+            assert_eq!(code(long), Some(ErrorCode::RequestTooLarge));
+        }
+        let mut declared = Request::new(Body::empty());
+        declared
+            .headers_mut()
+            .insert("content-length", HeaderValue::from(6));
+        let error = read(declared, 5, patience).await.expect_err("refused");
+        assert_eq!(error.code, ErrorCode::RequestTooLarge);
+        assert!(error.message.contains("5 bytes"), "{}", error.message);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_or_trickles_is_given_up_and_a_large_one_may_take_its_time() {
+        let patience = Duration::from_secs(20);
+        let limit = 1 << 30;
+        let second = Duration::from_secs(1);
+        for slow in [trickle(0, 0, second), trickle(1_000_000, 1, second)] {
+            let began = Instant::now();
+            let given_up = read(slow, limit, patience).await;
+            assert_eq!(code(given_up), Some(ErrorCode::RequestTimeout));
+            assert_eq!(began.elapsed(), patience);
+        }
+        // 100 seconds long, but never slower than 64 KiB in 20 seconds; it is given up only where it stops.
+        let began = Instant::now();
+        let steady = read(trickle(100, 8192, second), limit, patience).await;
+        assert_eq!(code(steady), Some(ErrorCode::RequestTimeout));
+        assert!(began.elapsed() > 5 * patience, "{:?}", began.elapsed());
+    }
+}

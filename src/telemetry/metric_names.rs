@@ -1,0 +1,98 @@
+//! Every metric's name, once, with what it counts. In: nothing. Out: constants.
+
+/// A name and its help text, which ends without a full stop: the encoder adds one. A counter's name ends in `_total` on the wire.
+pub(super) type Name = (&'static str, &'static str);
+
+pub(super) const REQUESTS: Name = (
+    "manifold_requests",
+    "Answers by route and status; 499: the client left",
+);
+pub(super) const REQUESTS_IN_FLIGHT: Name =
+    ("manifold_requests_in_flight", "Requests being answered");
+pub(super) const REQUEST_DURATION: Name = (
+    "manifold_request_duration_seconds",
+    "Time from a request's headers to its answer",
+);
+pub(super) const STAGE_DURATION: Name = (
+    "manifold_stage_duration_seconds",
+    "Time a request spent in each stage",
+);
+pub(super) const REJECTIONS: Name = (
+    "manifold_rejections",
+    "Requests answered with an error, by its code",
+);
+pub(super) const INPUTS: Name = ("manifold_inputs", "Vectors that were answered");
+pub(super) const TOKENS: Name = (
+    "manifold_tokens",
+    "Tokens of what was answered, by modality",
+);
+pub(super) const CACHED_TOKENS: Name = (
+    "manifold_cached_tokens",
+    "How many of those were not computed again",
+);
+pub(super) const CACHE_HITS: Name = (
+    "manifold_cache_hits",
+    "Inputs that found something in a cache",
+);
+pub(super) const CACHE_MISSES: Name = (
+    "manifold_cache_misses",
+    "Inputs that found nothing in a cache",
+);
+pub(super) const BATCH_TOKENS: Name = ("manifold_batch_tokens", "Tokens of a forward pass");
+pub(super) const BATCH_SEQUENCES: Name = ("manifold_batch_sequences", "Inputs of a forward pass");
+pub(super) const BATCH_FILL: Name = (
+    "manifold_batch_fill_ratio",
+    "Tokens of a forward pass over the most it may have",
+);
+pub(super) const QUEUE_SEQUENCES: Name = (
+    "manifold_queue_sequences",
+    "Inputs that wait for a forward pass",
+);
+pub(super) const QUEUE_TOKENS: Name = (
+    "manifold_queue_tokens",
+    "Tokens that wait, which is what the limit of the queue counts",
+);
+pub(super) const CONNECTIONS: Name = ("manifold_connections", "Connections accepted");
+pub(super) const CONNECTIONS_OPEN: Name = ("manifold_connections_open", "Connections open");
+pub(super) const CONNECTIONS_DROPPED: Name = (
+    "manifold_connections_dropped",
+    "Connections the server closed of its own accord, by reason",
+);
+pub(super) const MODEL_INFO: Name = ("manifold_model_info", "Always 1; what is served");
+pub(super) const BUILD_INFO: Name = ("manifold_build_info", "Always 1; which program");
+pub(super) const RESIDENT_MEMORY: Name = (
+    "manifold_process_resident_memory_bytes",
+    "Memory in use, as the kernel counts it",
+);
+pub(super) const OPEN_FDS: Name = ("manifold_process_open_fds", "Open file descriptors");
+pub(super) const THREADS: Name = ("manifold_process_threads", "Threads");
+pub(super) const CPU_SECONDS: Name = ("manifold_process_cpu_seconds", "Time of all cores together");
+
+/// All of them.
+#[cfg(test)]
+pub(super) const ALL: [Name; 24] = [
+    REQUESTS,
+    REQUESTS_IN_FLIGHT,
+    REQUEST_DURATION,
+    STAGE_DURATION,
+    REJECTIONS,
+    INPUTS,
+    TOKENS,
+    CACHED_TOKENS,
+    CACHE_HITS,
+    CACHE_MISSES,
+    BATCH_TOKENS,
+    BATCH_SEQUENCES,
+    BATCH_FILL,
+    QUEUE_SEQUENCES,
+    QUEUE_TOKENS,
+    CONNECTIONS,
+    CONNECTIONS_OPEN,
+    CONNECTIONS_DROPPED,
+    MODEL_INFO,
+    BUILD_INFO,
+    RESIDENT_MEMORY,
+    OPEN_FDS,
+    THREADS,
+    CPU_SECONDS,
+];
