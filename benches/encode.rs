@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use manifold::engine::{Checkpoint, CheckpointSource};
 use manifold::kernels::{Kernels, Precision, keep_awake};
-use manifold::model::{GridThw, PackedBatch, Patches, Qwen3VlEncoder, Sequence};
+use manifold::model::{GridThw, PackedBatch, Patches, Qwen3VlEncoder, Sequence, Task};
 
 /// Runs that count; one before them warms the caches.
 const RUNS: usize = 3;
@@ -25,6 +25,7 @@ fn text(tokens: u32, vocabulary: u32, seed: u32) -> Sequence {
         media: Vec::new(),
         vision_rows: Vec::new(),
         prefix_tokens: 0,
+        task: Task::Embed,
     }
 }
 

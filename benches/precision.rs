@@ -14,7 +14,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use manifold::engine::{Checkpoint, CheckpointSource};
 use manifold::kernels::{HostTensor, Kernels, Precision, WeightDtype, WeightMap};
-use manifold::model::{GridThw, ModelConfig, PackedBatch, Patches, Qwen3VlEncoder, Sequence};
+use manifold::model::{GridThw, ModelConfig, PackedBatch, Patches, Qwen3VlEncoder, Sequence, Task};
 
 /// Outlier channels of a projection's input.
 const OUTLIER_CHANNELS: usize = 6;
@@ -50,6 +50,7 @@ fn sequence(grid: Option<GridThw>, tokens: u32, config: &ModelConfig) -> Sequenc
         media: media.into_iter().collect(),
         vision_rows: (0..pads).collect(),
         prefix_tokens: 0,
+        task: Task::Embed,
     }
 }
 

@@ -13,7 +13,7 @@
 //! | [`batcher`] | which requests share a forward pass, which come first, which are turned away |
 //! | [`engine`] | which device, which weights; the one thread that touches them |
 //! | [`processor`] | how parts become a [`model::Sequence`]: prompt, tokens, patches, positions |
-//! | [`model`] | Qwen3-VL: vision tower, language model, pooling |
+//! | [`model`] | Qwen3-VL: vision tower, language model, pooling, the head that scores |
 //! | [`kernels`] | the few heavy operations the model is made of |
 //! | [`media`] | where foreign bytes come from and how they become pixels |
 //! | [`vectors`] | truncate, normalise, quantise, encode |
@@ -24,6 +24,8 @@
 //! `api` parses the wire into [`service::EmbedRequest`]; [`service::Embedder`] fetches and decodes its media (`media`), turns
 //! each input into a [`model::Sequence`] (`processor`), hands it to [`batcher::Batcher`], which lets it in or not and packs what waits
 //! into a [`model::PackedBatch`] for the [`engine`] thread when that is free; the pooled rows come back and leave through `vectors`.
+//! A [`service::RankRequest`] goes the same way through [`service::Reranker`], each pair a sequence for the other model of the same
+//! thread, and what comes back is a logit.
 //!
 //! # Invariants
 //!

@@ -3,39 +3,44 @@
 //! In: an [`EmbedRequest`] in the domain's words. Out: a vector for each input, or why not, with the path of the part at fault.
 //! Everything that can be refused is refused before the batcher.
 
+mod account;
+mod background;
 mod exchange;
+mod gathering;
 mod ingest;
+mod proof;
 mod quota;
+mod ranking;
+mod relevance;
+mod stages;
 
+pub use account::{ExplainResponse, Explained, ExplainedPart, PartFacts, VideoFacts};
+pub use background::Background;
 pub use exchange::{
     Cause, EmbedInput, EmbedRequest, EmbedResponse, Embedded, InputPart, PartContent, ServiceError,
     Timings,
 };
+pub use proof::Proof;
 pub use quota::{QuotaError, TokenQuota};
+pub use ranking::{RankItem, RankRequest, RankResponse, Reranker, Scored};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
-use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
-use crate::batcher::{Batcher, BatcherError, Cost, Identity, Input, Priority, Submission};
-use crate::media::{MediaLoader, MediaSettings, MediaSource};
-use crate::model::Tenant;
-use crate::processor::{Processor, PromptPart, TokenCounts};
+use crate::batcher::{
+    Batcher, BatcherError, Cost, Identity, Input, Outline, Priority, Reservation, Submission,
+};
+use crate::media::{MediaLoader, MediaSettings};
+use crate::model::{Task, Tenant};
+use crate::processor::{Processor, TokenCounts};
 use crate::vectors;
-use ingest::{Loaded, prepare};
+use gathering::{LOADS_AT_A_TIME, LoadedInput, Loading};
+use ingest::{Extent, Means, has_media, prepare};
+use stages::{in_order, settle};
 
-/// Media of one request that are fetched at the same time.
-const FETCHES_AT_A_TIME: usize = 8;
-
-/// Texts up to this many bytes together, instructions included, are prepared where they are: two changes of threads would take longer.
-/// A tokenizer reads a megabyte a second at the very least, so this is a millisecond at most.
-const SMALL_BYTES: usize = 1024;
-/// What the template adds to each input, as bytes of text.
-const TEMPLATE_BYTES: usize = 64;
 /// Rows up to this many are finished where they are.
 const FEW_ROWS: usize = 16;
 
@@ -48,7 +53,9 @@ pub struct Embedder {
     batcher: Batcher,
     /// What each key may have computed, where that is limited.
     quota: Option<Arc<TokenQuota>>,
-    /// Permits for CPU-heavy preparation: one for each core.
+    /// For what has media.
+    background: Background,
+    /// Permits for preparing text: one for each core.
     workers: Arc<Semaphore>,
     cores: usize,
 }
@@ -81,54 +88,55 @@ struct Computed {
     truncated: bool,
 }
 
-/// Lets the error of one input end the request, or stand in the place of its result.
-fn settle<T>(outcome: Outcome<T>, partial: bool) -> Result<Outcome<T>, ServiceError> {
-    match outcome {
-        Err(error) if !partial => Err(error),
-        outcome => Ok(outcome),
+/// An error that is the fault of none of the inputs.
+fn of_all(error: BatcherError) -> ServiceError {
+    ServiceError {
+        at: None,
+        cause: error.into(),
     }
 }
 
-/// Runs a stage over all inputs, `width` at a time. The first error in the order of the inputs ends it, unless `partial`; then what
-/// has not begun does not begin.
-async fn in_order<T>(
-    inputs: impl Iterator<Item = impl Future<Output = Outcome<T>>>,
-    width: usize,
-    partial: bool,
-) -> Result<Vec<Outcome<T>>, ServiceError> {
-    let mut running = stream::iter(inputs).buffered(width.max(1));
-    let mut outcomes = Vec::new();
-    while let Some(outcome) = running.next().await {
-        outcomes.push(settle(outcome, partial)?);
+/// What a request shows before it is prepared.
+fn outline(request: &EmbedRequest, deadline: Instant) -> Outline {
+    let extent = Extent::of(&request.inputs);
+    Outline {
+        task: Task::Embed,
+        tenant: request.tenant,
+        priority: request.priority,
+        deadline,
+        inputs: request.inputs.len(),
+        text_bytes: extent.text_bytes,
+        media: extent.media,
     }
-    Ok(outcomes)
-}
-
-/// Whether preparing all inputs of a request is so little work that it need not leave the async threads.
-fn is_small(inputs: &[EmbedInput]) -> bool {
-    let of_part = |part: &InputPart| match &part.content {
-        PartContent::Text(text) => text.len(),
-        PartContent::TokenIds(ids) => ids.len(),
-        PartContent::Image(..) | PartContent::VideoFile(..) | PartContent::Frames(..) => {
-            SMALL_BYTES
-        }
-    };
-    let of_input = |input: &EmbedInput| {
-        let instruction = input.instruction.as_ref().map_or(0, String::len);
-        let parts: usize = input.parts.iter().map(of_part).sum();
-        TEMPLATE_BYTES + instruction + parts
-    };
-    inputs.iter().map(of_input).sum::<usize>() <= SMALL_BYTES
 }
 
 impl Embedder {
     /// Wires the stages.
+    ///
+    /// # Errors
+    /// When the system gives no threads.
     pub fn new(
         loader: MediaLoader,
         media: MediaSettings,
         processor: Processor,
         batcher: Batcher,
         quota: Option<TokenQuota>,
+    ) -> std::io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let background = Background::new(cores)?;
+        let quota = quota.map(Arc::new);
+        Ok(Self::sharing(
+            (loader, media),
+            processor,
+            (batcher, quota, background),
+        ))
+    }
+
+    /// The same with a quota and threads that others use too.
+    pub fn sharing(
+        (loader, media): (MediaLoader, MediaSettings),
+        processor: Processor,
+        (batcher, quota, background): (Batcher, Option<Arc<TokenQuota>>, Background),
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Embedder {
@@ -136,7 +144,8 @@ impl Embedder {
             media: Arc::new(media),
             processor: Arc::new(processor),
             batcher,
-            quota: quota.map(Arc::new),
+            quota,
+            background,
             workers: Arc::new(Semaphore::new(cores)),
             cores,
         }
@@ -175,22 +184,31 @@ impl Embedder {
             .iter()
             .map(|input| input.at.clone())
             .collect();
-        let small = is_small(&request.inputs);
-        let fetches = Semaphore::new(FETCHES_AT_A_TIME);
-        let loads = request
-            .inputs
-            .into_iter()
-            .map(|input| self.load(input, &fetches));
-        let loaded = in_order(loads, FETCHES_AT_A_TIME, partial).await?;
+        let outline = outline(&request, terms.deadline);
+        let small = Extent::of(&request.inputs).is_small();
+        let reserve = || match small {
+            // Refusing it after it was prepared costs no more.
+            true => Ok(None),
+            false => self.batcher.reserve(&outline).map(Some).map_err(of_all),
+        };
+        // Who would be turned away has nothing fetched. The place itself is kept only from when it is all here: a slow host must not
+        // keep others out.
+        drop(reserve()?);
+        let loading = Loading::new(self, request.tenant);
+        let loads = request.inputs.into_iter().map(|input| loading.load(input));
+        let loaded = in_order(loads, LOADS_AT_A_TIME, partial).await?;
         let media = started.elapsed();
-        let pixel_bytes = AtomicUsize::new(0);
+        let reservation = reserve()?;
+        let pixel_bytes = Arc::new(AtomicUsize::new(0));
         let preparing = loaded
             .into_iter()
             .map(async |input| self.prepare(input?, (small, &pixel_bytes)).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
-        let (rows, queue) = self.compute(prepared, &places, terms).await?;
+        let (rows, queue) = self
+            .compute((prepared, reservation), &places, terms)
+            .await?;
         let timings = Timings {
             media,
             prepare,
@@ -230,7 +248,7 @@ impl Embedder {
     /// nobody a forward pass. Also returns how long the first of its inputs waited.
     async fn compute(
         &self,
-        prepared: Vec<Outcome<Ready>>,
+        (prepared, reservation): (Vec<Outcome<Ready>>, Option<Reservation>),
         places: &[String],
         terms: Terms,
     ) -> Result<(Vec<Outcome<Computed>>, Duration), ServiceError> {
@@ -243,10 +261,6 @@ impl Embedder {
                 Ok((ready.tokens, ready.truncated))
             })
             .collect();
-        let of_all = |error: BatcherError| ServiceError {
-            at: None,
-            cause: error.into(),
-        };
         if let Some(quota) = &self.quota {
             let tokens = facts
                 .iter()
@@ -264,6 +278,7 @@ impl Embedder {
             tenant: terms.tenant,
             priority: terms.priority,
             deadline: terms.deadline,
+            reservation,
         };
         let mut pending = self.batcher.submit(submission).map_err(of_all)?.into_iter();
         let mut first_wait = None;
@@ -303,60 +318,37 @@ impl Embedder {
         Ok((rows, first_wait.unwrap_or_default()))
     }
 
-    /// Fetches what an input names, a few media at the same time.
-    async fn load(
-        &self,
-        input: EmbedInput,
-        fetches: &Semaphore,
-    ) -> Result<(EmbedInput, Vec<Loaded>), ServiceError> {
-        let load = async |source: &MediaSource, at: &str| {
-            let _place = fetches.acquire().await;
-            let loaded = self.loader.load(source).await;
-            loaded.map_err(|error| ServiceError::at(at, error))
-        };
-        let parts = input.parts.iter().map(async |part| {
-            Ok(match &part.content {
-                PartContent::Text(text) => Loaded::Ready(PromptPart::Text(text.clone())),
-                PartContent::TokenIds(ids) => Loaded::Ready(PromptPart::TokenIds(ids.clone())),
-                PartContent::Image(source, options) => {
-                    Loaded::Image(load(source, &part.at).await?, *options)
-                }
-                PartContent::VideoFile(source, options) => {
-                    Loaded::VideoFile(load(source, &part.at).await?, *options)
-                }
-                PartContent::Frames(sources, fps, options) => {
-                    // Frames that will not be shown are not fetched either.
-                    let kept = self.processor.sample_list(sources.len(), options);
-                    let frames = kept.into_iter().map(async |i| {
-                        Ok((i, load(&sources[i], &format!("{}[{i}]", part.at)).await?))
-                    });
-                    Loaded::Frames(try_join_all(frames).await?, *fps, *options)
-                }
-            })
-        });
-        let parts = try_join_all(parts).await?;
-        Ok((input, parts))
-    }
-
-    /// Decodes, resizes and tokenises, on the bounded pool or, where that is little, right here; `pixel_bytes` is what the request's
+    /// Decodes, resizes and tokenises, on one of the bounded pools or, where that is little, right here; `pixel_bytes` is what the request's
     /// inputs have come to so far.
     async fn prepare(
         &self,
-        (input, parts): (EmbedInput, Vec<Loaded>),
-        (small, pixel_bytes): (bool, &AtomicUsize),
+        loaded: LoadedInput,
+        (small, pixel_bytes): (bool, &Arc<AtomicUsize>),
     ) -> Outcome<Ready> {
-        let at = input.at.clone();
+        let at = loaded.input.at.clone();
         let (processor, media) = (self.processor.clone(), self.media.clone());
+        let place = (small, has_media(&loaded.parts));
+        let batcher = self.batcher.clone();
+        let (total, transient) = (Arc::clone(pixel_bytes), AtomicUsize::new(0));
         let preparing = move || {
-            let prepared = prepare(&processor, &media, input, parts)?;
+            // Their bytes are needed no longer than this.
+            let _held = loaded.held;
+            let means = Means {
+                processor: &processor,
+                media: &media,
+                // What the request's own decoders hold now counts as the request's: waiting would not help it.
+                hold: &|bytes| {
+                    transient.fetch_add(bytes, Ordering::Relaxed);
+                    batcher.hold(bytes, total.fetch_add(bytes, Ordering::Relaxed))
+                },
+            };
+            let prepared = prepare(&means, loaded.input, loaded.parts);
+            total.fetch_sub(transient.into_inner(), Ordering::Relaxed);
+            let prepared = prepared?;
             let identity = Identity::of(&prepared.sequence);
             Ok((prepared, identity))
         };
-        let (prepared, identity) = if small {
-            preparing()?
-        } else {
-            self.on_the_pool(preparing).await?
-        };
+        let (prepared, identity) = self.prepared(place, preparing).await?;
         let bytes = Cost::of(&prepared.sequence).pixel_bytes;
         let own = pixel_bytes.fetch_add(bytes, Ordering::Relaxed);
         let held = self.batcher.hold(bytes, own);
@@ -365,10 +357,27 @@ impl Embedder {
                 sequence: prepared.sequence,
                 identity,
                 held: held.map_err(|error| ServiceError::at(&at, error))?,
+                follows: false,
             },
             tokens: prepared.tokens,
             truncated: prepared.truncated,
         })
+    }
+
+    /// Runs `work` right here when it is `small`, else on the threads for what has media or on those for text.
+    async fn prepared<T: Send + 'static>(
+        &self,
+        (small, has_media): (bool, bool),
+        work: impl FnOnce() -> Outcome<T> + Send + 'static,
+    ) -> Outcome<T> {
+        match (small, has_media) {
+            (true, _) => work(),
+            (false, false) => self.on_the_pool(work).await,
+            (false, true) => {
+                let done = self.background.run(work).await;
+                done.ok_or_else(ServiceError::worker)?
+            }
+        }
     }
 
     /// Runs `work` off the async threads, when one of the bounded number of workers is free.
@@ -383,46 +392,5 @@ impl Embedder {
             work()
         });
         working.await.map_err(|_| ServiceError::worker())?
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::processor::{ContextLimit, PixelOptions, Truncation};
-
-    fn input(parts: Vec<PartContent>) -> EmbedInput {
-        let part = |content| InputPart {
-            at: String::new(),
-            content,
-        };
-        EmbedInput {
-            at: String::new(),
-            instruction: None,
-            parts: parts.into_iter().map(part).collect(),
-            raw: false,
-            limit: ContextLimit {
-                max_tokens: 100,
-                truncation: Truncation::None,
-            },
-        }
-    }
-
-    #[test]
-    fn only_a_few_short_texts_are_small() {
-        let text = |bytes: usize| PartContent::Text("a".repeat(bytes));
-        let frames = || PartContent::Frames(Vec::new(), 1.0, PixelOptions::default());
-        assert!(is_small(&[input(vec![text(900)])]));
-        assert!(is_small(&[input(vec![text(400), text(400)])]));
-        assert!(is_small(&[input(vec![PartContent::TokenIds(vec![
-            1;
-            900
-        ])])]));
-        assert!(!is_small(&[input(vec![text(1024)])]));
-        assert!(!is_small(&[input(vec![text(8), frames()])]));
-        assert!(!is_small(&vec![input(vec![text(1)]); 20]));
-        let mut instructed = input(vec![text(1)]);
-        instructed.instruction = Some("a".repeat(1024));
-        assert!(!is_small(&[instructed]));
     }
 }

@@ -56,7 +56,7 @@ const MAX_FILE_LINES: usize = 400;
 const MAX_MAIN_LINES: usize = 99;
 
 /// Words that only some files may hold: the words, who may, and why.
-const RESERVED: [(&[&str], &[&str], &str); 5] = [
+const RESERVED: [(&[&str], &[&str], &str); 6] = [
     (
         &["StatusCode"],
         &["src/api/"],
@@ -68,16 +68,26 @@ const RESERVED: [(&[&str], &[&str], &str); 5] = [
         "tensors exist only in engine, model and kernels",
     ),
     (
-        &["reqwest", "hyper_util::client", "UdpSocket", "Command::new"],
+        &[
+            "reqwest",
+            "hyper::client",
+            "hyper_util::client",
+            "UdpSocket",
+        ],
         // The hub's library hands out reqwest's errors: one file there puts them into words and opens nothing.
-        &["src/media/", "src/engine/refusal.rs"],
-        "only media opens outbound sockets and starts processes",
+        &["src/media/fetch", "src/engine/refusal.rs"],
+        "only media/fetch opens outbound connections",
     ),
     (
-        &["TcpStream::connect"],
+        &["TcpStream::connect", "ToSocketAddrs", "lookup_host"],
         // The health check asks our own server, at an address nobody but the operator names.
-        &["src/media/", "src/cli/healthcheck.rs"],
-        "only media opens outbound sockets",
+        &["src/media/fetch", "src/cli/healthcheck.rs"],
+        "only media/fetch resolves names and opens outbound connections",
+    ),
+    (
+        &["Command::new"],
+        &["src/media/"],
+        "only media starts processes",
     ),
     (
         &["hf_hub"],
@@ -601,6 +611,30 @@ fn reserved_words_elsewhere_are_caught() {
     assert!(judge("src/cli/healthcheck.rs", "TcpStream::connect_timeout(x)").is_empty());
     assert!(judge("src/api/error.rs", "StatusCode::OK").is_empty());
     assert!(judge("src/service.rs", "// a StatusCode").is_empty());
+}
+
+#[test]
+fn a_second_way_to_fetch_is_caught() {
+    let judge = |path, text| judge(reserved_words_stay_in_their_rooms, path, text);
+    for way in [
+        "reqwest::get(url)",
+        "hyper::client::conn::http1::handshake(io)",
+        "use hyper_util::client::legacy::Client;",
+        "TcpStream::connect(address)",
+        "UdpSocket::bind(address)",
+        "tokio::net::lookup_host(name)",
+        "use std::net::ToSocketAddrs;",
+    ] {
+        // Not even the rest of the room that decodes what was fetched.
+        for path in [
+            "src/media/loader.rs",
+            "src/media/video.rs",
+            "src/api/mod.rs",
+        ] {
+            assert_eq!(judge(path, way).len(), 1, "{way} in {path}");
+        }
+        assert!(judge("src/media/fetch/dial.rs", way).is_empty(), "{way}");
+    }
 }
 
 #[test]

@@ -71,6 +71,36 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Every code, in the order of their declaration.
+    pub const ALL: [ErrorCode; 26] = [
+        ErrorCode::InvalidJson,
+        ErrorCode::InvalidValue,
+        ErrorCode::UnknownField,
+        ErrorCode::TooManyInputs,
+        ErrorCode::ContextLengthExceeded,
+        ErrorCode::InvalidDimensions,
+        ErrorCode::InvalidImage,
+        ErrorCode::InvalidVideo,
+        ErrorCode::UnsupportedMedia,
+        ErrorCode::MediaFetchFailed,
+        ErrorCode::MediaUrlBlocked,
+        ErrorCode::InvalidApiKey,
+        ErrorCode::ModelNotFound,
+        ErrorCode::NotFound,
+        ErrorCode::MethodNotAllowed,
+        ErrorCode::RequestTimeout,
+        ErrorCode::RequestTooLarge,
+        ErrorCode::MediaTooLarge,
+        ErrorCode::UnsupportedMediaType,
+        ErrorCode::QueueFull,
+        ErrorCode::RateLimitExceeded,
+        ErrorCode::ModelLoading,
+        ErrorCode::Draining,
+        ErrorCode::DeviceUnavailable,
+        ErrorCode::DeadlineExceeded,
+        ErrorCode::InternalError,
+    ];
+
     /// Status, `type` and `code` on the wire.
     pub fn row(self) -> (StatusCode, &'static str, &'static str) {
         const BAD: StatusCode = StatusCode::BAD_REQUEST;
@@ -201,6 +231,7 @@ impl IntoResponse for ApiError {
         let (status, ..) = self.code.row();
         let mut response = (status, Json(json!({ "error": self.body() }))).into_response();
         response.extensions_mut().insert(self.code);
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         // The official clients retry 408, 409, 429 and every 5xx; what the client must mend first is said not to be worth it.
         let client_must_mend = matches!(
@@ -262,6 +293,7 @@ impl From<ServiceError> for ApiError {
             | Cause::Vector(VectorError::NotFinite)
             | Cause::Worker => ErrorCode::InternalError,
             Cause::Vector(VectorError::Dimensions { .. }) => ErrorCode::InvalidDimensions,
+            Cause::TooManyPairTokens { .. } => ErrorCode::TooManyInputs,
             Cause::Deadline(_) | Cause::Batcher(BatcherError::Expired) => {
                 ErrorCode::DeadlineExceeded
             }
@@ -323,7 +355,7 @@ fn media_code(error: &MediaError) -> ErrorCode {
     match error {
         MediaError::InvalidSource { .. } => ErrorCode::InvalidValue,
         MediaError::Blocked { .. } => ErrorCode::MediaUrlBlocked,
-        MediaError::FetchFailed { .. } => ErrorCode::MediaFetchFailed,
+        MediaError::AddressRefused | MediaError::FetchFailed { .. } => ErrorCode::MediaFetchFailed,
         MediaError::TooLarge { .. } => ErrorCode::MediaTooLarge,
         MediaError::Unsupported { .. } => ErrorCode::UnsupportedMedia,
         MediaError::InvalidImage { .. } => ErrorCode::InvalidImage,
@@ -341,7 +373,9 @@ fn processor_code(error: &ProcessorError, video: bool) -> ErrorCode {
         | ProcessorError::TooFewPixels { .. }
         | ProcessorError::TooFewFrames { .. }
         | ProcessorError::FrameSizes { .. } => ErrorCode::InvalidVideo,
-        ProcessorError::TokenId { .. } | ProcessorError::Empty => ErrorCode::InvalidValue,
+        ProcessorError::TokenId { .. } | ProcessorError::Empty | ProcessorError::Excerpt { .. } => {
+            ErrorCode::InvalidValue
+        }
         ProcessorError::TooLong { .. } => ErrorCode::ContextLengthExceeded,
         ProcessorError::Tokenizer { .. } => ErrorCode::InternalError,
     }

@@ -135,6 +135,23 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A time in seconds, 0 included.
+    pub(super) fn seconds(&self, names: &[&str], high: f64) -> Result<Option<f64>, ApiError> {
+        let Some((at, value)) = self.one_of(names)? else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(number) if (0.0..=high).contains(&number) => Ok(Some(number)),
+            _ => Err(ApiError::invalid(
+                &at,
+                format!(
+                    "{at} is {}, it must be seconds, from 0 to {high}",
+                    shown(value)
+                ),
+            )),
+        }
+    }
+
     /// Refuses every field that is not in one of the lists.
     pub(super) fn only(&self, known: &[&[&str]]) -> Result<(), ApiError> {
         match self

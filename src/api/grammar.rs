@@ -5,24 +5,52 @@ use serde_json::Value;
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
 use super::fields::{Fields, object, path, quoted, shown, string};
-use super::options::{
-    ITEM_FIELDS, ItemOptions, PIXEL_FIELDS, instruction, instruction_in_raw, pixel_options,
-};
+use super::instruction;
+use super::options::{ITEM_FIELDS, ItemOptions, PIXEL_FIELDS, pixel_options};
 use super::part::{self, Context};
 use crate::service::{EmbedInput, InputPart, PartContent};
 
-/// The inputs of a request, with the `id` each was given.
+/// The inputs of a request.
 pub(super) struct Inputs {
+    /// Those that can be read, in order.
     pub(super) inputs: Vec<EmbedInput>,
+    /// The `id` each was given, those that cannot be read included.
     pub(super) ids: Vec<Option<String>>,
+    /// Those of a partial request that cannot be read: their places, ascending, and why not.
+    pub(super) refused: Vec<(usize, ApiError)>,
 }
 
-struct Parser<'a> {
+impl FromIterator<Result<Item, ApiError>> for Inputs {
+    fn from_iter<T: IntoIterator<Item = Result<Item, ApiError>>>(items: T) -> Self {
+        let mut all = Inputs {
+            inputs: Vec::new(),
+            ids: Vec::new(),
+            refused: Vec::new(),
+        };
+        for (place, item) in items.into_iter().enumerate() {
+            match item {
+                Ok((input, id)) => {
+                    all.inputs.push(input);
+                    all.ids.push(id);
+                }
+                Err(error) => {
+                    all.refused.push((place, error));
+                    all.ids.push(None);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// Reads inputs with the options they inherit.
+pub(super) struct Parser<'a> {
     defaults: &'a ItemOptions,
     settings: &'a ApiSettings,
 }
 
-type Item = (EmbedInput, Option<String>);
+/// An input, and the `id` it was given.
+pub(super) type Item = (EmbedInput, Option<String>);
 
 /// Reads `input`, or `messages`.
 ///
@@ -33,35 +61,34 @@ pub(super) fn parse(
     defaults: &ItemOptions,
     settings: &ApiSettings,
 ) -> Result<Inputs, ApiError> {
-    let parser = Parser { defaults, settings };
-    let items = match (body.get("input"), body.get("messages")) {
-        (Some(_), Some(_)) => {
-            return Err(ApiError::invalid(
-                "messages",
-                "input and messages cannot stand beside each other",
-            ));
-        }
-        (None, None) => {
-            return Err(ApiError::invalid(
-                "input",
-                "input is missing; give input, or messages",
-            ));
-        }
-        (Some((at, input)), None) => parser.input(&at, input)?,
-        (None, Some((at, messages))) => parser.messages(&at, messages)?,
-    };
-    let (inputs, ids) = items.into_iter().unzip();
-    Ok(Inputs { inputs, ids })
+    let parser = Parser::new(defaults, settings);
+    match (body.get("input"), body.get("messages")) {
+        (Some(_), Some(_)) => Err(ApiError::invalid(
+            "messages",
+            "input and messages cannot stand beside each other",
+        )),
+        (None, None) => Err(ApiError::invalid(
+            "input",
+            "input is missing; give input, or messages",
+        )),
+        (Some((at, input)), None) => parser.input(&at, input),
+        (None, Some((at, messages))) => parser.messages(&at, messages),
+    }
 }
 
 fn is_message(value: &Value) -> bool {
     value.get("role").is_some()
 }
 
-impl Parser<'_> {
-    fn input(&self, at: &str, input: &Value) -> Result<Vec<Item>, ApiError> {
+impl<'a> Parser<'a> {
+    pub(super) fn new(defaults: &'a ItemOptions, settings: &'a ApiSettings) -> Self {
+        Parser { defaults, settings }
+    }
+
+    /// One input, or a list of them.
+    pub(super) fn input(&self, at: &str, input: &Value) -> Result<Inputs, ApiError> {
         let Value::Array(items) = input else {
-            return Ok(vec![self.item(at, input)?]);
+            return Ok(Inputs::from_iter([Ok(self.item(at, input)?)]));
         };
         match items.first() {
             None => Err(ApiError::invalid(
@@ -69,41 +96,51 @@ impl Parser<'_> {
                 format!("{at} is an empty list, it must hold at least one input"),
             )),
             // A bare list of numbers is one sequence of token ids, a bare list of messages one conversation.
-            Some(Value::Number(_)) => Ok(vec![self.item(at, input)?]),
-            Some(first) if is_message(first) => Ok(vec![self.item(at, input)?]),
+            Some(Value::Number(_)) => Ok(Inputs::from_iter([Ok(self.item(at, input)?)])),
+            Some(first) if is_message(first) => Ok(Inputs::from_iter([Ok(self.item(at, input)?)])),
             Some(_) => self.items(at, items, Self::item),
         }
     }
 
     /// `messages`: one conversation, or a list of them.
-    fn messages(&self, at: &str, messages: &Value) -> Result<Vec<Item>, ApiError> {
+    fn messages(&self, at: &str, messages: &Value) -> Result<Inputs, ApiError> {
         match messages {
             Value::Array(items) if matches!(items.first(), Some(Value::Array(_))) => {
                 self.items(at, items, Self::conversation)
             }
-            _ => Ok(vec![self.conversation(at, messages)?]),
+            _ => Ok(Inputs::from_iter([Ok(self.conversation(at, messages)?)])),
         }
     }
 
-    fn items(
+    /// A list of inputs, each read by `read`. Of a partial request those that cannot be read harm no other.
+    pub(super) fn items(
         &self,
         at: &str,
         items: &[Value],
-        read: fn(&Self, &str, &Value) -> Result<Item, ApiError>,
-    ) -> Result<Vec<Item>, ApiError> {
-        let most = self.settings.max_inputs;
-        if items.len() > most {
-            let message = format!("{at} has {} inputs, the limit is {most}", items.len());
-            return Err(ApiError::at(ErrorCode::TooManyInputs, at, message));
+        read: impl Fn(&Self, &str, &Value) -> Result<Item, ApiError>,
+    ) -> Result<Inputs, ApiError> {
+        self.check_count(at, items.len())?;
+        let items = items.iter().enumerate();
+        let read = items.map(|(i, item)| read(self, &format!("{at}[{i}]"), item));
+        if self.defaults.partial {
+            return Ok(read.collect());
         }
-        items
-            .iter()
-            .enumerate()
-            .map(|(i, item)| read(self, &format!("{at}[{i}]"), item))
-            .collect()
+        let all: Vec<Item> = read.collect::<Result<_, ApiError>>()?;
+        Ok(all.into_iter().map(Ok).collect())
     }
 
-    fn item(&self, at: &str, item: &Value) -> Result<Item, ApiError> {
+    /// Refuses more inputs than a request may have.
+    pub(super) fn check_count(&self, at: &str, count: usize) -> Result<(), ApiError> {
+        let most = self.settings.max_inputs;
+        if count <= most {
+            return Ok(());
+        }
+        let message = format!("{at} has {count} inputs, the limit is {most}");
+        Err(ApiError::at(ErrorCode::TooManyInputs, at, message))
+    }
+
+    /// Any single input.
+    pub(super) fn item(&self, at: &str, item: &Value) -> Result<Item, ApiError> {
         match item {
             Value::String(text) => Ok(self.plain(at, PartContent::Text(text.clone()))),
             Value::Array(list) => match list.first() {
@@ -130,7 +167,8 @@ impl Parser<'_> {
         }
     }
 
-    fn plain(&self, at: &str, content: PartContent) -> Item {
+    /// An input of one part without options of its own.
+    pub(super) fn plain(&self, at: &str, content: PartContent) -> Item {
         let parts = vec![InputPart {
             at: at.to_owned(),
             content,
@@ -141,7 +179,13 @@ impl Parser<'_> {
         )
     }
 
-    fn built(&self, at: &str, parts: Vec<InputPart>, instruction: Option<String>) -> EmbedInput {
+    /// An input, under the options all inherit.
+    pub(super) fn built(
+        &self,
+        at: &str,
+        parts: Vec<InputPart>,
+        instruction: Option<String>,
+    ) -> EmbedInput {
         EmbedInput {
             at: at.to_owned(),
             // A blank one is the default instruction, which is also what none is.
@@ -152,11 +196,19 @@ impl Parser<'_> {
         }
     }
 
+    /// What parts inherit that no item stands between.
+    pub(super) fn context(&self) -> Context<'a> {
+        Context {
+            pixels: self.defaults.pixels,
+            settings: self.settings,
+        }
+    }
+
     /// `{"content": …}`, `{"text", "image", "video"}`, or a bare part, each with options of its own.
-    fn object(&self, fields: Fields<'_>) -> Result<Item, ApiError> {
-        let own = instruction(fields, self.settings)?;
+    pub(super) fn object(&self, fields: Fields<'_>) -> Result<Item, ApiError> {
+        let own = instruction::parse(fields, self.settings)?;
         if self.defaults.raw && own.is_some() {
-            return Err(instruction_in_raw(fields, ITEM_FIELDS));
+            return Err(instruction::in_raw(fields, ITEM_FIELDS));
         }
         let own = own.or_else(|| self.defaults.instruction.clone());
         let id = fields.string(&["id"])?.map(str::to_owned);
@@ -184,10 +236,7 @@ impl Parser<'_> {
         let messages = messages.ok_or_else(|| {
             ApiError::invalid(at, format!("{at} must be a list of at least one message"))
         })?;
-        let context = Context {
-            pixels: self.defaults.pixels,
-            settings: self.settings,
-        };
+        let context = self.context();
         let (mut system, mut parts) = (None, None);
         for (i, message) in messages.iter().enumerate() {
             let at = format!("{at}[{i}]");
@@ -200,7 +249,7 @@ impl Parser<'_> {
                 "system" if i == 0 => {
                     let text = system_text(&content_at, content)?;
                     if self.defaults.raw {
-                        return Err(instruction_in_raw(message, &["content"]));
+                        return Err(instruction::in_raw(message, &["content"]));
                     }
                     system = Some(text);
                 }
@@ -231,7 +280,10 @@ impl Parser<'_> {
 }
 
 /// Videos, then images, then texts, as the reference orders an object.
-fn reference_order(fields: Fields<'_>, context: Context<'_>) -> Result<Vec<InputPart>, ApiError> {
+pub(super) fn reference_order(
+    fields: Fields<'_>,
+    context: Context<'_>,
+) -> Result<Vec<InputPart>, ApiError> {
     let mut parts = Vec::new();
     if let Some((at, value)) = fields.get("video") {
         parts.extend(part::videos(&at, value, context)?);
@@ -254,7 +306,7 @@ fn reference_order(fields: Fields<'_>, context: Context<'_>) -> Result<Vec<Input
 }
 
 /// A value, or each element of it when it is a list.
-fn each<'a>(at: &str, value: &'a Value) -> Vec<(String, &'a Value)> {
+pub(super) fn each<'a>(at: &str, value: &'a Value) -> Vec<(String, &'a Value)> {
     match value {
         Value::Array(values) => values
             .iter()

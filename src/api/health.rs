@@ -10,8 +10,8 @@ use super::error::{ApiError, ErrorCode};
 
 /// Whether the process is worth keeping: not when the device thread has stopped getting on with its work.
 pub(super) async fn live(State(state): State<ApiState>) -> Response {
-    match state.served() {
-        Ok(served) if served.embedder.batcher().is_stalled() => {
+    match state.loaded() {
+        Ok(loaded) if loaded.batcher.is_stalled() => {
             let message = "the device does not get on with its work";
             ApiError::new(ErrorCode::DeviceUnavailable, message).into_response()
         }
@@ -30,8 +30,8 @@ pub(super) async fn ready(State(state): State<ApiState>) -> Response {
         let message = "the server is stopping and takes no new work";
         return ApiError::new(ErrorCode::Draining, message).into_response();
     }
-    if let Ok(served) = state.served()
-        && served.embedder.batcher().is_lost()
+    if let Ok(loaded) = state.loaded()
+        && loaded.batcher.is_lost()
     {
         let message = "the device is lost and the server is stopping";
         return ApiError::new(ErrorCode::DeviceUnavailable, message).into_response();
@@ -40,7 +40,7 @@ pub(super) async fn ready(State(state): State<ApiState>) -> Response {
 }
 
 fn answer(state: &ApiState) -> Response {
-    match state.served() {
+    match state.loaded() {
         Ok(_) => Json(json!({ "status": "ok" })).into_response(),
         Err(loading) => loading.into_response(),
     }

@@ -7,19 +7,35 @@
 
 mod auth;
 mod body;
+mod cohere;
+mod dashscope;
+mod dialect;
 mod embeddings;
 pub mod error;
+mod family;
 mod fields;
+mod form;
 mod grammar;
 mod health;
+mod info;
+mod instruction;
+mod intake;
 mod listener;
+mod loaded;
 mod models;
+mod openapi;
 mod options;
 mod part;
+mod playground;
 mod record;
+mod rerank;
 mod response;
+mod scores;
+mod scoring;
 mod scrape;
+mod tei;
 mod tls;
+mod voyage;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,15 +46,17 @@ pub use auth::ApiKeys;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
+use embeddings::OpenAi;
 pub use error::{ApiError, ErrorCode};
 pub use listener::{ListenerSettings, serve};
+pub use loaded::{Loaded, ServedReranker};
 pub use tls::{Tls, TlsError, TlsFiles, own_client};
 use tokio::sync::Semaphore;
 
 use crate::engine::EngineInfo;
 use crate::processor::PixelOptions;
-use crate::service::Embedder;
+use crate::service::{Embedder, Proof};
 use crate::telemetry::{self, metrics::ModelLabels};
 
 /// What the wire allows.
@@ -64,6 +82,8 @@ pub struct ApiSettings {
     pub request_timeout: Duration,
     /// Longest time 64 KiB of a body may take.
     pub body_timeout: Duration,
+    /// Most connections at a time, for those who ask.
+    pub max_connections: usize,
 }
 
 impl Default for ApiSettings {
@@ -90,6 +110,7 @@ impl Default for ApiSettings {
             pixels: PixelOptions::default(),
             request_timeout: Duration::from_secs(300),
             body_timeout: Duration::from_secs(20),
+            max_connections: 4096,
         }
     }
 }
@@ -109,6 +130,8 @@ pub struct Served {
     pub revision: Option<String>,
     /// When it was loaded, seconds since 1970.
     pub loaded_at: u64,
+    /// What decides the bits of its vectors.
+    pub proof: Proof,
 }
 
 impl Served {
@@ -134,7 +157,7 @@ pub struct ApiState {
     settings: Arc<ApiSettings>,
     /// Those of the settings, until others are read.
     keys: Arc<RwLock<ApiKeys>>,
-    served: Arc<OnceLock<Served>>,
+    loaded: Arc<OnceLock<Loaded>>,
     draining: Arc<AtomicBool>,
     /// Permits for reading and writing JSON of megabytes: one for each core.
     workers: Arc<Semaphore>,
@@ -147,22 +170,28 @@ impl ApiState {
         ApiState {
             keys: Arc::new(RwLock::new(settings.keys.clone())),
             settings: Arc::new(settings),
-            served: Arc::default(),
+            loaded: Arc::default(),
             draining: Arc::default(),
             workers: Arc::new(Semaphore::new(cores)),
         }
     }
 
-    /// The model is here: from now on requests are served.
-    pub fn set_served(&self, served: Served) {
-        telemetry::metrics().model(&ModelLabels {
-            model: served.names.first().cloned().unwrap_or_default(),
-            revision: served.revision.clone().unwrap_or_default(),
-            dtype: served.info.dtype.to_owned(),
-            device: served.info.device.clone(),
-        });
-        // A second model would be a mistake in the wiring; the first stays.
-        let _ = self.served.set(served);
+    /// The models are here: from now on requests are served.
+    pub fn set_loaded(&self, loaded: Loaded) {
+        let embedder = loaded.embedder.as_ref();
+        let embedder = embedder.map(|served| (&served.names, &served.revision, &served.info));
+        let reranker = loaded.reranker.as_ref();
+        let reranker = reranker.map(|served| (&served.names, &served.revision, &served.info));
+        for (names, revision, info) in embedder.into_iter().chain(reranker) {
+            telemetry::metrics().model(&ModelLabels {
+                model: names.first().cloned().unwrap_or_default(),
+                revision: revision.clone().unwrap_or_default(),
+                dtype: info.dtype.to_owned(),
+                device: info.device.clone(),
+            });
+        }
+        // A second time would be a mistake in the wiring; the first stays.
+        let _ = self.loaded.set(loaded);
     }
 
     /// From now on these keys open the door, and no others.
@@ -175,43 +204,112 @@ impl ApiState {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// How many preparations may run at a time.
+    fn workers_count(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    }
+
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// The embedder.
     fn served(&self) -> Result<&Served, ApiError> {
-        self.served
+        self.loaded()?.embedder()
+    }
+
+    fn loaded(&self) -> Result<&Loaded, ApiError> {
+        self.loaded
             .get()
             .ok_or_else(|| ApiError::new(ErrorCode::ModelLoading, "the model is still loading"))
     }
 }
 
+/// Every route that needs a key where there are keys: its path, its method, who answers. `openapi` describes each of them.
+fn guarded_routes() -> Vec<(&'static str, Method, MethodRouter<ApiState>)> {
+    let (get_, post_) = (Method::GET, Method::POST);
+    let embeddings = || post(family::create::<OpenAi>);
+    vec![
+        ("/v1/embeddings", post_.clone(), embeddings()),
+        ("/embeddings", post_.clone(), embeddings()),
+        (
+            "/v1/embeddings/explain",
+            post_.clone(),
+            post(embeddings::explain),
+        ),
+        (
+            cohere::PATH,
+            post_.clone(),
+            post(family::create::<cohere::Cohere>),
+        ),
+        (
+            voyage::PATH,
+            post_.clone(),
+            post(family::create::<voyage::Voyage>),
+        ),
+        (
+            dashscope::PATH,
+            post_.clone(),
+            post(family::create::<dashscope::DashScope>),
+        ),
+        (tei::PATH, post_.clone(), post(family::create::<tei::Tei>)),
+        ("/v1/rerank", post_.clone(), post(rerank::create)),
+        ("/rerank", post_.clone(), post(rerank::create)),
+        ("/v2/rerank", post_.clone(), post(rerank::create_v2)),
+        ("/v1/score", post_.clone(), post(scores::create)),
+        ("/score", post_, post(scores::create)),
+        ("/info", get_.clone(), get(info::info)),
+        ("/v1/models", get_.clone(), get(models::list)),
+        ("/v1/models/{*id}", get_.clone(), get(models::one)),
+        ("/metrics", get_.clone(), get(scrape::metrics)),
+        ("/openapi.json", get_.clone(), get(openapi::document)),
+        ("/docs", get_, get(openapi::docs)),
+    ]
+}
+
+/// Every route that needs no key.
+fn open_routes() -> Vec<(&'static str, Method, MethodRouter<ApiState>)> {
+    let mut routes = Vec::from(health_routes());
+    // It says nothing about the server; what it calls needs the key.
+    routes.push(("/", Method::GET, get(playground::page)));
+    routes
+}
+
+fn health_routes() -> [(&'static str, Method, MethodRouter<ApiState>); 4] {
+    [
+        ("/health", Method::GET, get(health::ready)),
+        ("/health/ready", Method::GET, get(health::ready)),
+        ("/health/live", Method::GET, get(health::live)),
+        ("/health/startup", Method::GET, get(health::startup)),
+    ]
+}
+
 /// All routes.
 pub fn router(state: ApiState) -> Router {
-    let guarded = Router::new()
-        .route("/v1/embeddings", post(embeddings::create))
-        .route("/embeddings", post(embeddings::create))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
-        .route("/metrics", get(scrape::metrics))
+    let mut guarded = Router::new();
+    for (path, _, route) in guarded_routes() {
+        guarded = guarded.route(path, route);
+    }
+    let guarded = guarded
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::require_key,
         ));
-    health_routes()
+    unguarded(open_routes())
         .merge(guarded)
         .layer(middleware::from_fn_with_state(
             state.clone(),
             record::record,
         ))
+        .layer(middleware::from_fn(dialect::speak))
         .with_state(state)
 }
 
 /// The routes of a listener for operators: metrics and health, without a key. Whoever reaches it may read them.
 pub fn operator_router(state: ApiState) -> Router {
-    health_routes()
+    unguarded(health_routes())
         .route("/metrics", get(scrape::metrics))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(
@@ -221,13 +319,14 @@ pub fn operator_router(state: ApiState) -> Router {
         .with_state(state)
 }
 
-fn health_routes() -> Router<ApiState> {
-    Router::new()
-        .route("/health", get(health::ready))
-        .route("/health/ready", get(health::ready))
-        .route("/health/live", get(health::live))
-        .route("/health/startup", get(health::startup))
-        .method_not_allowed_fallback(method_not_allowed)
+fn unguarded(
+    routes: impl IntoIterator<Item = (&'static str, Method, MethodRouter<ApiState>)>,
+) -> Router<ApiState> {
+    let mut router = Router::new();
+    for (path, _, route) in routes {
+        router = router.route(path, route);
+    }
+    router.method_not_allowed_fallback(method_not_allowed)
 }
 
 async fn not_found(uri: Uri) -> ApiError {

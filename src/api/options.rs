@@ -5,8 +5,9 @@ use serde_json::Value;
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
 use super::fields::{Fields, object, path, quoted, shown, string};
+use super::instruction::{self, INSTRUCTION, INSTRUCTION_NAME};
 use crate::batcher::Priority;
-use crate::processor::{ContextLimit, PixelOptions, Truncation};
+use crate::processor::{ContextLimit, Excerpt, PixelOptions, Truncation};
 use crate::vectors::{self, Quantization};
 
 /// Fields an item or a media part may carry itself.
@@ -16,17 +17,20 @@ pub(super) const PIXEL_FIELDS: &[&str] = &[
     "min_pixels",
     "max_pixels",
     "total_pixels",
+    "start",
+    "end",
+    "num_frames",
 ];
 /// Further fields an item may carry itself.
 pub(super) const ITEM_FIELDS: &[&str] = &["instruction", "id"];
-/// Names of the instruction itself.
-const INSTRUCTION: &[&str] = &["instruction", "instruct", "prompt"];
-/// Names of a choice among the configured instructions.
-const INSTRUCTION_NAME: &[&str] = &["input_type", "prompt_name", "task"];
-const DIMENSIONS: &[&str] = &["dimensions", "output_dimension", "dimension"];
-const EMBEDDING_TYPE: &[&str] = &["embedding_type", "embedding_types", "output_dtype"];
-const NORMALIZE: &[&str] = &["normalize", "use_activation"];
-const MAX_TOKENS: &[&str] = &["truncate_prompt_tokens", "max_tokens"];
+pub(super) const DIMENSIONS: &[&str] = &["dimensions", "output_dimension", "dimension"];
+pub(super) const EMBEDDING_TYPE: &[&str] = &["embedding_type", "embedding_types", "output_dtype"];
+pub(super) const NORMALIZE: &[&str] = &["normalize", "use_activation"];
+pub(super) const MAX_TOKENS: &[&str] = &["truncate_prompt_tokens", "max_tokens"];
+/// `truncation` is Voyage's name for it.
+pub(super) const TRUNCATE: &[&str] = &["truncate", "truncation"];
+/// Values of `encoding_format`; the last two are vLLM's.
+pub(super) const ENCODING_FORMATS: &[&str] = &["float", "base64", "bytes", "bytes_only"];
 /// All top-level fields that mean something here; others are named in `x-ignored-fields`.
 const OTHER: &[&str] = &[
     "model",
@@ -34,7 +38,6 @@ const OTHER: &[&str] = &[
     "messages",
     "encoding_format",
     "output_encoding",
-    "truncate",
     "truncation_side",
     "mm_processor_kwargs",
     "raw",
@@ -43,13 +46,27 @@ const OTHER: &[&str] = &[
     "user",
     "request_id",
 ];
+/// All of them.
+pub(super) const FIELDS: &[&[&str]] = &[
+    OTHER,
+    PIXEL_FIELDS,
+    INSTRUCTION,
+    INSTRUCTION_NAME,
+    DIMENSIONS,
+    EMBEDDING_TYPE,
+    NORMALIZE,
+    MAX_TOKENS,
+    TRUNCATE,
+];
 /// Pixels one token of a picture stands for: 32 x 32. A picture of more pixels than the context has tokens for is refused in the end,
 /// so asking for one is refused at once, before a small file is blown up to it.
-const PIXELS_PER_TOKEN: u64 = 1024;
+pub(super) const PIXELS_PER_TOKEN: u64 = 1024;
 /// Most pixels of a whole video: far above what any video keeps, low enough that products stay exact.
-const MOST_TOTAL_PIXELS: u64 = 1 << 40;
+pub(super) const MOST_TOTAL_PIXELS: u64 = 1 << 40;
 /// Most frames a second.
-const MOST_FPS: f64 = 1000.0;
+pub(super) const MOST_FPS: f64 = 1000.0;
+/// The latest time in a video: a day, as the longest that can be configured.
+pub(super) const MOST_SECONDS: f64 = 86_400.0;
 
 /// How vectors are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +77,11 @@ pub(super) enum Encoding {
     FloatBase64,
     /// Base64 of the chosen type's bytes.
     TypedBase64,
-    /// No JSON: vectors back to back.
-    Bytes,
+    /// No JSON: vectors back to back, with or without a header that says where each is.
+    Bytes {
+        /// The header.
+        metadata: bool,
+    },
 }
 
 /// What inputs inherit.
@@ -71,6 +91,8 @@ pub(super) struct ItemOptions {
     pub(super) pixels: PixelOptions,
     pub(super) raw: bool,
     pub(super) limit: ContextLimit,
+    /// Whether an input that cannot be read leaves the others.
+    pub(super) partial: bool,
 }
 
 /// Everything beside the inputs.
@@ -79,7 +101,6 @@ pub(super) struct Options {
     pub(super) model: Option<String>,
     pub(super) dimensions: Option<usize>,
     pub(super) normalize: bool,
-    pub(super) partial: bool,
     pub(super) priority: Option<Priority>,
     pub(super) encoding: Encoding,
     /// At least one; the first is what `embedding` holds when it is the only one.
@@ -87,6 +108,10 @@ pub(super) struct Options {
     /// Whether the types were asked for as a list: then `embeddings` stands beside `embedding`.
     pub(super) by_type: bool,
     pub(super) item: ItemOptions,
+    /// Echoed.
+    pub(super) user: Option<String>,
+    /// Part of the answer's id.
+    pub(super) request_id: Option<String>,
     pub(super) ignored: Vec<String>,
 }
 
@@ -99,37 +124,22 @@ pub(super) fn parse(
     settings: &ApiSettings,
     hidden_size: usize,
 ) -> Result<Options, ApiError> {
-    let known = [
-        OTHER,
-        PIXEL_FIELDS,
-        INSTRUCTION,
-        INSTRUCTION_NAME,
-        DIMENSIONS,
-        EMBEDDING_TYPE,
-        NORMALIZE,
-        MAX_TOKENS,
-    ];
-    let ignored = body
-        .map
-        .keys()
-        .filter(|key| !known.iter().any(|list| list.contains(&key.as_str())))
-        .cloned();
+    let ignored = body.map.keys().filter(|key| !knows(FIELDS, key)).cloned();
     let (quantizations, by_type) = quantizations(body)?;
     let encoding = encoding(body)?;
-    if encoding == Encoding::Bytes && by_type {
+    if matches!(encoding, Encoding::Bytes { .. }) && by_type {
         let message = "encoding_format is \"bytes\", which has room for one embedding type: give a name, not a list";
         return Err(ApiError::invalid("encoding_format", message));
     }
     let raw = body.boolean(&["raw"])?.unwrap_or(false);
-    let instruction = instruction(body, settings)?;
+    let instruction = instruction::parse(body, settings)?;
     if raw && instruction.is_some() {
-        return Err(instruction_in_raw(
+        return Err(instruction::in_raw(
             body,
             &[INSTRUCTION, INSTRUCTION_NAME].concat(),
         ));
     }
-    body.string(&["user"])?;
-    body.string(&["request_id"])?;
+    let partial = choice(body, "on_error", &["fail", "partial"])? == Some("partial");
     let mut pixels = settings.pixels;
     if let Some((at, kwargs)) = body.get("mm_processor_kwargs") {
         let kwargs = object(&at, kwargs)?;
@@ -140,12 +150,7 @@ pub(super) fn parse(
         model: body.string(&["model"])?.map(str::to_owned),
         dimensions: dimensions(body, hidden_size)?,
         normalize: body.boolean(NORMALIZE)?.unwrap_or(true),
-        partial: choice(body, "on_error", &["fail", "partial"])? == Some("partial"),
-        priority: match choice(body, "priority", &["interactive", "bulk"])? {
-            Some("interactive") => Some(Priority::Interactive),
-            Some(_) => Some(Priority::Bulk),
-            None => None,
-        },
+        priority: priority(body)?,
         encoding,
         quantizations,
         by_type,
@@ -154,8 +159,30 @@ pub(super) fn parse(
             pixels: pixel_options(body, pixels, settings)?,
             raw,
             limit: limit(body, settings)?,
+            partial,
         },
+        user: body.string(&["user"])?.map(str::to_owned),
+        request_id: body.string(&["request_id"])?.map(str::to_owned),
         ignored: ignored.collect(),
+    })
+}
+
+/// Whether one of the lists has a name.
+pub(super) fn knows(lists: &[&[&str]], name: &str) -> bool {
+    lists.iter().any(|list| list.contains(&name))
+}
+
+/// A lane by its name, or as vLLM and Cohere number them: lower goes first, and 0 is where all are.
+fn priority(body: Fields<'_>) -> Result<Option<Priority>, ApiError> {
+    if let Some((_, Value::Number(number))) = body.get("priority")
+        && let Some(number) = number.as_i64()
+    {
+        return Ok((number > 0).then_some(Priority::Bulk));
+    }
+    Ok(match choice(body, "priority", &["interactive", "bulk"])? {
+        Some("interactive") => Some(Priority::Interactive),
+        Some(_) => Some(Priority::Bulk),
+        None => None,
     })
 }
 
@@ -181,6 +208,7 @@ pub(super) fn pixel_options(
         total_pixels: fields
             .integer(&["total_pixels"], (1, MOST_TOTAL_PIXELS))?
             .or(inherited.total_pixels),
+        excerpt: excerpt(fields, inherited.excerpt, settings)?,
     };
     if options.min_pixels > options.max_pixels {
         let at = path(fields.at, "min_pixels");
@@ -193,48 +221,42 @@ pub(super) fn pixel_options(
     Ok(options)
 }
 
-/// The instruction itself, else the configured one of that name.
-pub(super) fn instruction(
+/// Ours: which part of a video file is looked at, and at how many frames of it.
+fn excerpt(
     fields: Fields<'_>,
+    inherited: Excerpt,
     settings: &ApiSettings,
-) -> Result<Option<String>, ApiError> {
-    if let Some(instruction) = fields.string(INSTRUCTION)? {
-        return Ok(Some(instruction.to_owned()));
-    }
-    let Some((at, value)) = fields.one_of(INSTRUCTION_NAME)? else {
-        return Ok(None);
+) -> Result<Excerpt, ApiError> {
+    let most = settings.max_frames as u64;
+    let excerpt = Excerpt {
+        start: fields
+            .seconds(&["start"], MOST_SECONDS)?
+            .or(inherited.start),
+        end: fields.seconds(&["end"], MOST_SECONDS)?.or(inherited.end),
+        num_frames: fields
+            .integer(&["num_frames"], (2, most))?
+            .or(inherited.num_frames),
     };
-    let name = string(&at, value)?;
-    match settings.instructions.get(name) {
-        Some(instruction) => Ok(Some(instruction.clone())),
-        None => {
-            let known: Vec<&str> = settings.instructions.keys().map(String::as_str).collect();
-            Err(ApiError::invalid(
-                &at,
-                format!(
-                    "{at} is {}, this server knows {}",
-                    quoted(name),
-                    known.join(", ")
-                ),
-            ))
-        }
+    if let (Some(start), Some(end)) = (excerpt.start, excerpt.end)
+        && start >= end
+    {
+        let at = path(fields.at, "end");
+        let message = format!("{at} is {end}, it must be after start, {start}");
+        return Err(ApiError::invalid(at, message));
     }
-}
-
-/// The refusal of an instruction that would be dropped, for without a template there is no place for it.
-pub(super) fn instruction_in_raw(fields: Fields<'_>, names: &[&str]) -> ApiError {
-    let given = names.iter().find_map(|name| fields.get(name));
-    let at = given.map_or_else(|| path(fields.at, "instruction"), |(at, _)| at);
-    let message =
-        format!("{at} cannot stand beside raw: without a template there is no place for it");
-    ApiError::invalid(at, message)
+    Ok(excerpt)
 }
 
 fn dimensions(body: Fields<'_>, hidden_size: usize) -> Result<Option<usize>, ApiError> {
     let Some((at, value)) = body.one_of(DIMENSIONS)? else {
         return Ok(None);
     };
-    let wrong = |message: String| ApiError::at(ErrorCode::InvalidDimensions, "dimensions", message);
+    // Whichever name it was given, for those who look for one; within an object the place says more.
+    let param = match body.at {
+        "" => "dimensions",
+        _ => at.as_str(),
+    };
+    let wrong = |message: String| ApiError::at(ErrorCode::InvalidDimensions, param, message);
     let Some(number) = value
         .as_u64()
         .filter(|&number| u32::try_from(number).is_ok())
@@ -254,7 +276,11 @@ fn dimensions(body: Fields<'_>, hidden_size: usize) -> Result<Option<usize>, Api
 }
 
 /// One of some words.
-fn choice<'a>(body: Fields<'a>, field: &str, words: &[&str]) -> Result<Option<&'a str>, ApiError> {
+pub(super) fn choice<'a>(
+    body: Fields<'a>,
+    field: &str,
+    words: &[&str],
+) -> Result<Option<&'a str>, ApiError> {
     let Some(word) = body.string(&[field])? else {
         return Ok(None);
     };
@@ -274,12 +300,14 @@ fn choice<'a>(body: Fields<'a>, field: &str, words: &[&str]) -> Result<Option<&'
 
 fn encoding(body: Fields<'_>) -> Result<Encoding, ApiError> {
     let typed = choice(body, "output_encoding", &["base64"])?.is_some();
-    match choice(body, "encoding_format", &["float", "base64", "bytes"])? {
-        Some("bytes") if typed => {
+    let format = choice(body, "encoding_format", ENCODING_FORMATS)?;
+    match format {
+        Some("bytes" | "bytes_only") if typed => {
             let message = "encoding_format is \"bytes\", so output_encoding has nothing to encode";
             Err(ApiError::invalid("output_encoding", message))
         }
-        Some("bytes") => Ok(Encoding::Bytes),
+        Some("bytes") => Ok(Encoding::Bytes { metadata: true }),
+        Some("bytes_only") => Ok(Encoding::Bytes { metadata: false }),
         _ if typed => Ok(Encoding::TypedBase64),
         Some("base64") => Ok(Encoding::FloatBase64),
         _ => Ok(Encoding::Numbers),
@@ -324,7 +352,7 @@ fn quantizations(body: Fields<'_>) -> Result<(Vec<Quantization>, bool), ApiError
 }
 
 /// How long an input may be, and what happens beyond.
-fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiError> {
+pub(super) fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiError> {
     let most = settings.max_input_tokens as u64;
     // vLLM's -1 is the model's own limit.
     let whole_context = body
@@ -342,7 +370,7 @@ fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiEr
         Some("left") => Truncation::Start,
         _ => Truncation::End,
     };
-    let truncation = match body.get("truncate") {
+    let truncation = match body.one_of(TRUNCATE)? {
         None if body.get(MAX_TOKENS[0]).is_some() => side,
         None | Some((_, Value::Bool(false))) => Truncation::None,
         Some((_, Value::Bool(true))) => side,

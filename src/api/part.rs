@@ -61,6 +61,11 @@ pub(super) fn bare(fields: Fields<'_>, context: Context<'_>) -> Result<InputPart
     typed(fields, context, ITEM_FIELDS)
 }
 
+/// A part that is a query or a document by itself, without options of an input's.
+pub(super) fn lone(fields: Fields<'_>, context: Context<'_>) -> Result<InputPart, ApiError> {
+    typed(fields, context, &[])
+}
+
 fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<InputPart, ApiError> {
     let Some(kind) = fields.string(&["type"])? else {
         let at = path(fields.at, "type");
@@ -69,7 +74,7 @@ fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<Inpu
             format!("{at} is missing, a part needs one"),
         ));
     };
-    // The field that holds the content, by `type`.
+    // The field that holds the content, by `type`; `openapi` describes the same.
     let field = match kind {
         "text" | "image_url" | "image" | "image_base64" | "video_url" | "video"
         | "video_base64" | "input_video" => kind,
@@ -110,11 +115,7 @@ fn typed(fields: Fields<'_>, context: Context<'_>, more: &[&str]) -> Result<Inpu
             content: PartContent::Text(string(&at, value)?.to_owned()),
             at,
         }),
-        "image_url" | "input_image" => {
-            let url = url_of(&at, value, &["url", "detail"])?;
-            image(at.clone(), url, context)
-        }
-        "image" | "image_base64" => image(at, value, context),
+        "image_url" | "input_image" | "image" | "image_base64" => image(at, value, context),
         "video_url" => {
             let url = url_of(&at, value, &["url"])?;
             file(at.clone(), url, context)
@@ -173,7 +174,11 @@ fn file(at: String, value: &Value, context: Context<'_>) -> Result<InputPart, Ap
 }
 
 /// One video: a media string, a list of frames, `{"frames": …, "fps"?}` or `{"url": …}`.
-fn video(at: String, value: &Value, context: Context<'_>) -> Result<InputPart, ApiError> {
+pub(super) fn video(
+    at: String,
+    value: &Value,
+    context: Context<'_>,
+) -> Result<InputPart, ApiError> {
     match value {
         Value::Array(list) => frames(at, list, LIST_FPS, context),
         Value::Object(_) => {

@@ -23,6 +23,10 @@ const UNMATCHED: &str = "unmatched";
 /// How a client that left is counted, by nginx's custom.
 const CLIENT_LEFT: u16 = 499;
 
+/// The id of a request; an extension of it.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub(super) String);
+
 /// How many tokens an answer is about; an extension of the response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tokens(pub(super) usize);
@@ -30,11 +34,13 @@ pub(super) struct Tokens(pub(super) usize);
 /// Gives every answer its request's id and the time it took, and a panicking handler's client an answer; counts and logs both.
 pub(super) async fn record(
     State(state): State<ApiState>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let version = request.version();
     let id = request_id(request.headers());
+    let told = RequestId(id.to_str().unwrap_or_default().to_owned());
+    request.extensions_mut().insert(told);
     let route = match request.extensions().get::<MatchedPath>() {
         Some(route) => route.as_str().to_owned(),
         None => UNMATCHED.to_owned(),

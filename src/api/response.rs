@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::error::{ApiError, ErrorCode};
 use super::options::{Encoding, Options};
 use crate::processor::TokenCounts;
-use crate::service::{Embedded, ServiceError};
+use crate::service::Embedded;
 use crate::vectors::{self, Quantization, Values};
 
 #[derive(Serialize)]
@@ -24,6 +24,8 @@ struct CreateEmbeddingResponse<'a> {
     model: &'a str,
     data: Vec<EmbeddingObject>,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
 }
 
 #[derive(Serialize, Default)]
@@ -47,7 +49,7 @@ struct EmbeddingObject {
 /// A vector on the wire. f32 are written as f32: the shortest decimals that read back to the same bits.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Numbers {
+pub(super) enum Numbers {
     Floats(Vec<f32>),
     Signed(Vec<i8>),
     Unsigned(Vec<u8>),
@@ -55,36 +57,55 @@ enum Numbers {
 }
 
 #[derive(Serialize)]
-struct Usage {
+pub(super) struct Usage {
     prompt_tokens: usize,
-    total_tokens: usize,
-    prompt_tokens_details: Details,
+    pub(super) total_tokens: usize,
+    pub(super) prompt_tokens_details: Details,
 }
 
 #[derive(Serialize)]
-struct Details {
-    text_tokens: usize,
-    image_tokens: usize,
-    video_tokens: usize,
+pub(super) struct Details {
+    pub(super) text_tokens: usize,
+    pub(super) image_tokens: usize,
+    pub(super) video_tokens: usize,
     /// How many of all of them were reused.
     cached_tokens: usize,
+}
+
+/// Vectors on their way to a client, and what was asked about them.
+pub(super) struct Answered {
+    /// One for each input, in order.
+    pub(super) outputs: Vec<Result<Embedded, ApiError>>,
+    /// The `id` each was given.
+    pub(super) ids: Vec<Option<String>>,
+    pub(super) options: Options,
+    pub(super) envelope: Envelope,
 }
 
 /// What identifies an answer.
 pub(super) struct Envelope {
     pub(super) id: String,
+    /// The request's, as the header has it.
+    pub(super) request_id: String,
     pub(super) created: u64,
     pub(super) model: String,
 }
 
-fn usage(outputs: &[Result<Embedded, ServiceError>]) -> Usage {
+/// What all inputs together cost.
+pub(super) fn usage(outputs: &[Result<Embedded, ApiError>]) -> Usage {
+    let outputs = outputs.iter().flatten();
+    usage_of(outputs.map(|output| (output.tokens, output.cached_tokens)))
+}
+
+/// The sum of token counts and cached tokens.
+pub(super) fn usage_of(counts: impl IntoIterator<Item = (TokenCounts, usize)>) -> Usage {
     let mut sum = TokenCounts::default();
     let mut cached_tokens = 0;
-    for output in outputs.iter().flatten() {
-        sum.text_tokens += output.tokens.text_tokens;
-        sum.image_tokens += output.tokens.image_tokens;
-        sum.video_tokens += output.tokens.video_tokens;
-        cached_tokens += output.cached_tokens;
+    for (tokens, cached) in counts {
+        sum.text_tokens += tokens.text_tokens;
+        sum.image_tokens += tokens.image_tokens;
+        sum.video_tokens += tokens.video_tokens;
+        cached_tokens += cached;
     }
     Usage {
         prompt_tokens: sum.total(),
@@ -98,7 +119,8 @@ fn usage(outputs: &[Result<Embedded, ServiceError>]) -> Usage {
     }
 }
 
-fn numbers(values: Values) -> Numbers {
+/// A vector as JSON numbers.
+pub(super) fn numbers(values: Values) -> Numbers {
     match values {
         Values::Float(values) => Numbers::Floats(values),
         Values::Float16(values) => {
@@ -112,13 +134,14 @@ fn numbers(values: Values) -> Numbers {
     }
 }
 
-fn base64(values: &Values) -> Numbers {
+/// The bytes of a vector's type, little-endian.
+pub(super) fn base64(values: &Values) -> Numbers {
     Numbers::Base64(BASE64_STANDARD.encode(values.to_le_bytes()))
 }
 
 /// The vector in a type, unless that type cannot hold it: half precision ends at 65504, which a vector that was not normalised may
 /// exceed, and JSON has no infinity.
-fn quantized(vector: &[f32], quantization: Quantization) -> Result<Values, ApiError> {
+pub(super) fn quantized(vector: &[f32], quantization: Quantization) -> Result<Values, ApiError> {
     let values = vectors::quantize(vector, quantization);
     if values.is_finite() {
         return Ok(values);
@@ -162,7 +185,7 @@ fn object(output: Embedded, options: &Options) -> Result<EmbeddingObject, ApiErr
             let float = vectors::quantize(&output.vector, Quantization::Float);
             object.embedding = Some(match options.encoding {
                 Encoding::FloatBase64 | Encoding::TypedBase64 => base64(&float),
-                Encoding::Numbers | Encoding::Bytes => numbers(float),
+                Encoding::Numbers | Encoding::Bytes { .. } => numbers(float),
             });
             // Asked for nothing but floats: there is nothing to stand beside.
             if !options.by_type && all == [Quantization::Float] {
@@ -174,24 +197,25 @@ fn object(output: Embedded, options: &Options) -> Result<EmbeddingObject, ApiErr
 }
 
 /// The whole answer.
-pub(super) fn build(
-    outputs: Vec<Result<Embedded, ServiceError>>,
-    ids: Vec<Option<String>>,
-    options: &Options,
-    envelope: &Envelope,
-) -> Response {
-    if options.encoding == Encoding::Bytes {
-        return bytes(outputs, options, envelope);
+///
+/// # Errors
+/// The first error among the vectors, unless the request was partial.
+pub(super) fn build(answered: Answered) -> Result<Response, ApiError> {
+    if matches!(answered.options.encoding, Encoding::Bytes { .. }) {
+        return bytes(answered);
     }
+    let Answered {
+        outputs,
+        ids,
+        options,
+        envelope,
+    } = answered;
     let usage = usage(&outputs);
     let mut data = Vec::with_capacity(outputs.len());
     for (index, (output, id)) in outputs.into_iter().zip(ids).enumerate() {
-        let object = output
-            .map_err(ApiError::from)
-            .and_then(|output| object(output, options));
-        let object = match object {
+        let object = match output.and_then(|output| object(output, &options)) {
             Ok(object) => object,
-            Err(error) if !options.partial => return error.into_response(),
+            Err(error) if !options.item.partial => return Err(error),
             Err(error) => EmbeddingObject {
                 error: Some(error.body()),
                 ..EmbeddingObject::default()
@@ -204,15 +228,20 @@ pub(super) fn build(
             ..object
         });
     }
-    let body = CreateEmbeddingResponse {
+    Ok(json(&CreateEmbeddingResponse {
         object: "list",
         id: &envelope.id,
         created: envelope.created,
         model: &envelope.model,
         data,
         usage,
-    };
-    match serde_json::to_vec(&body) {
+        user: options.user,
+    }))
+}
+
+/// An answer as JSON.
+pub(super) fn json(body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
         Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
         Err(error) => {
             tracing::error!(%error, "a response could not be written");
@@ -226,22 +255,24 @@ pub(super) fn build(
 }
 
 /// Vectors back to back, what they are in the header `metadata`.
-fn bytes(
-    outputs: Vec<Result<Embedded, ServiceError>>,
-    options: &Options,
-    envelope: &Envelope,
-) -> Response {
+fn bytes(answered: Answered) -> Result<Response, ApiError> {
+    let Answered {
+        outputs,
+        options,
+        envelope,
+        ..
+    } = answered;
     let usage = usage(&outputs);
     let mut body = Vec::new();
     let mut data = Vec::new();
     for (index, output) in outputs.into_iter().enumerate() {
-        let values = output.map_err(ApiError::from).and_then(|output| {
+        let values = output.and_then(|output| {
             quantized(&output.vector, options.quantizations[0])
                 .map(|values| (values, output.vector.len()))
         });
         let (values, dimensions) = match values {
             Ok(values) => values,
-            Err(error) if !options.partial => return error.into_response(),
+            Err(error) if !options.item.partial => return Err(error),
             Err(error) => {
                 data.push(json!({ "index": index, "error": error.body() }));
                 continue;
@@ -265,10 +296,28 @@ fn bytes(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/octet-stream"),
     );
-    if let Ok(value) = HeaderValue::from_str(&metadata.to_string()) {
+    if options.encoding == (Encoding::Bytes { metadata: true })
+        && let Ok(value) = HeaderValue::from_str(&ascii(&metadata))
+    {
         headers.insert("metadata", value);
     }
-    response
+    Ok(response)
+}
+
+/// JSON for a header: what is not ASCII is escaped.
+fn ascii(value: &Value) -> String {
+    let mut text = String::new();
+    for c in value.to_string().chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text
 }
 
 #[cfg(test)]

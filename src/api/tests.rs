@@ -1,6 +1,8 @@
 //! The router without a model: what can be told from a request before anything is computed.
 
+mod dialects;
 mod faults;
+mod provoked;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -85,7 +87,7 @@ async fn unknown_routes_and_methods_answer_in_the_shape_of_errors() {
 }
 
 #[tokio::test]
-async fn everything_but_health_needs_a_key() {
+async fn everything_but_health_and_the_page_needs_a_key() {
     let state = state(&["right", "also"]);
     let refused: [&[(&str, &str)]; 6] = [
         &[],
@@ -102,7 +104,7 @@ async fn everything_but_health_needs_a_key() {
         "/v1/embeddings",
         "/metrics",
         "/nothing",
-        "/",
+        "//",
         "/health/",
         "/HEALTH",
     ] {
@@ -119,6 +121,8 @@ async fn everything_but_health_needs_a_key() {
     }
     let health = get_with(&state, "/health/live", &[]).await;
     assert_eq!(health.status, StatusCode::OK);
+    let page = router(state).oneshot(request("GET", "/", &[])).await;
+    assert_eq!(page.expect("an answer").status(), StatusCode::OK);
 }
 
 #[tokio::test]

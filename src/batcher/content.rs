@@ -1,6 +1,7 @@
 //! What makes two inputs the same. In: a [`Sequence`]. Out: a digest of everything the model reads of it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -10,8 +11,8 @@ use crate::model::{MediaKey, Patches, Sequence};
 ///
 /// It covers what is left of an input after decoding, sampling, resizing and tokenising: ids and positions (so the instruction, the
 /// template and every cut), pixels and grids (so the decoded bytes and each parameter they were resized or sampled by). It does not
-/// cover the model, its revision and the number format: a process serves one of each, and what it remembers ends with it. Whose input
-/// it is stands beside it wherever it is looked up.
+/// cover the model, its revision and the number format: a process serves one of each for a task, and what it remembers ends with it. Whose
+/// input it is stands beside it wherever it is looked up.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentKey([u8; 32]);
 
@@ -27,6 +28,16 @@ pub struct Identity {
 impl Identity {
     /// The digests of a sequence. Reads every pixel: not for an async thread.
     pub fn of(sequence: &Sequence) -> Self {
+        Self::of_knowing(sequence, &[])
+    }
+
+    /// The digest of each of some media. Reads every pixel.
+    pub fn media_keys(media: &[Arc<Patches>]) -> Vec<MediaKey> {
+        media.iter().map(|patches| media_key(patches)).collect()
+    }
+
+    /// The digests of a sequence, those of its first media being known.
+    pub fn of_knowing(sequence: &Sequence, known: &[MediaKey]) -> Self {
         // Named one by one, so that a new field cannot be forgotten.
         let Sequence {
             input_ids,
@@ -34,6 +45,7 @@ impl Identity {
             media,
             vision_rows,
             prefix_tokens,
+            task,
         } = sequence;
         let mut hash = Sha256::new();
         // Each list after its length: lists of other lengths must not run together to the same bytes.
@@ -49,8 +61,11 @@ impl Identity {
         }
         numbers(&mut hash, vision_rows);
         hash.update((*prefix_tokens as u64).to_le_bytes());
+        hash.update([*task as u8]);
         hash.update((media.len() as u64).to_le_bytes());
-        let media: Vec<MediaKey> = media.iter().map(|patches| media_key(patches)).collect();
+        let mut keys = known.to_vec();
+        keys.extend(Self::media_keys(&media[known.len()..]));
+        let media = keys;
         for key in &media {
             hash.update(key);
         }
@@ -90,10 +105,8 @@ impl fmt::Debug for ContentKey {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::model::GridThw;
+    use crate::model::{GridThw, Task};
 
     fn sequence() -> Sequence {
         let patches = |value: u8| {
@@ -108,17 +121,19 @@ mod tests {
             media: vec![patches(1), patches(2)],
             vision_rows: vec![1, 2, 3, 4],
             prefix_tokens: 1,
+            task: Task::Embed,
         }
     }
 
     #[test]
     fn every_part_of_a_sequence_tells_it_apart() {
-        let changes: [fn(&mut Sequence); 9] = [
+        let changes: [fn(&mut Sequence); 10] = [
             |s| s.input_ids[2] = 9,
             |s| s.input_ids.push(7),
             |s| s.position_ids[2][5] = 9,
             |s| s.vision_rows[3] = 5,
             |s| s.prefix_tokens = 0,
+            |s| s.task = Task::Rerank,
             |s| s.media.swap(0, 1),
             |s| Arc::make_mut(&mut s.media[1]).pixels[12287] = 3,
             |s| Arc::make_mut(&mut s.media[0]).grid = GridThw { t: 1, h: 4, w: 2 },
@@ -128,6 +143,9 @@ mod tests {
         ];
         let mut keys = vec![Identity::of(&sequence()).content];
         assert_eq!(keys[0], Identity::of(&sequence()).content);
+        let first = Identity::media_keys(&sequence().media[..1]);
+        let knowing = Identity::of_knowing(&sequence(), &first);
+        assert_eq!(knowing, Identity::of(&sequence()));
         for change in changes {
             let mut changed = sequence();
             change(&mut changed);
@@ -135,6 +153,6 @@ mod tests {
         }
         keys.sort();
         keys.dedup();
-        assert_eq!(keys.len(), 10);
+        assert_eq!(keys.len(), 11);
     }
 }

@@ -26,6 +26,20 @@ impl Cost {
         }
     }
 
+    /// What a sequence costs whose first tokens, those of its prefix, are computed for another.
+    pub fn of_rest(sequence: &Sequence) -> Self {
+        let prefix = sequence.prefix_tokens;
+        let shared = sequence
+            .vision_rows
+            .partition_point(|&row| (row as usize) < prefix);
+        let whole = Cost::of(sequence);
+        Cost {
+            text_tokens: whole.text_tokens - (prefix - shared),
+            vision_tokens: whole.vision_tokens - shared,
+            ..whole
+        }
+    }
+
     /// Tokens of either kind: positions of the language model.
     pub fn tokens(self) -> usize {
         self.text_tokens + self.vision_tokens
@@ -126,6 +140,21 @@ mod tests {
         Duration::from_micros(
             5000 + 100 * cost.text_tokens as u64 + 500 * cost.vision_tokens as u64,
         )
+    }
+
+    #[test]
+    fn what_begins_as_another_costs_only_the_rest() {
+        let sequence = Sequence {
+            input_ids: vec![0; 20],
+            position_ids: Default::default(),
+            media: Vec::new(),
+            vision_rows: vec![2, 3, 4, 5, 12, 13],
+            prefix_tokens: 10,
+            task: crate::model::Task::Rerank,
+        };
+        let (whole, rest) = (Cost::of(&sequence), Cost::of_rest(&sequence));
+        assert_eq!((whole.text_tokens, whole.vision_tokens), (14, 6));
+        assert_eq!((rest.text_tokens, rest.vision_tokens), (8, 2));
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::cost::Cost;
-use super::lane::Lane;
+use super::lane::Promised;
+use super::outline::Outline;
 use super::schedule::{Group, Instant, Phase, Running, Schedule};
+use super::track::Track;
 use super::{BatcherError, Priority};
-use crate::model::Tenant;
+use crate::model::{Task, Tenant};
 
 /// A lone text of at most so many tokens is somebody waiting for an answer: a query, seldom a document.
 pub(super) const LIGHT_TOKENS: usize = 512;
@@ -20,6 +22,17 @@ const UNMEASURED_RETRY: Duration = Duration::from_secs(1);
 const MIN_RETRY: Duration = Duration::from_millis(100);
 /// Longest Retry-After: the official SDKs ignore one above 120 s, and a client should ask again long before.
 const MAX_RETRY: Duration = Duration::from_secs(60);
+
+/// A request that was let in by its outline.
+#[derive(Debug)]
+pub(super) struct Promise {
+    task: Task,
+    tenant: Tenant,
+    priority: Priority,
+    pub(super) promised: Promised,
+    /// Its bytes of text and its media.
+    outline: (usize, usize),
+}
 
 impl<P: Clone, W> Schedule<P, W> {
     /// The lane of a group whose client named none.
@@ -38,14 +51,7 @@ impl<P: Clone, W> Schedule<P, W> {
         group: &Group<P, W>,
         priority: Priority,
     ) -> Result<(), BatcherError> {
-        match self.phase {
-            Phase::Open => {}
-            Phase::Draining => return Err(BatcherError::Draining),
-            Phase::Lost => return Err(BatcherError::Unavailable),
-        }
-        if group.deadline <= now {
-            return Err(BatcherError::Expired);
-        }
+        self.check_phase(now, group.deadline)?;
         let mut seen = HashSet::new();
         let mut brought = Cost::default();
         let mut price = 0;
@@ -53,20 +59,102 @@ impl<P: Clone, W> Schedule<P, W> {
             // What is in flight already costs nothing more.
             if !self.is_in_flight(group.tenant, entry.key) && seen.insert(entry.key) {
                 brought.add(entry.cost);
-                price += self.price(entry.cost);
+                price += self.price(group.task, entry.cost);
             }
         }
         if seen.is_empty() {
             return Ok(());
         }
+        if group.promised {
+            // It was let in, and what came after it does not count; but the bound is one.
+            return self.check_bound(brought);
+        }
         self.check_room(group.tenant, priority, brought)?;
-        let ahead = self.ahead(now, (group.tenant, priority), price);
+        let whose = (group.task, group.tenant, priority);
+        self.check_time(now, whose, (price, group.deadline))
+    }
+
+    /// Lets a request in by what is known of it before it is prepared; what it is expected to cost counts from now on, until
+    /// [`Self::redeem`]. What then comes is let in or not by [`Self::admit`].
+    pub(super) fn promise(
+        &mut self,
+        now: Instant,
+        (outline, deadline): (&Outline, Instant),
+    ) -> Result<Promise, BatcherError> {
+        let media = outline.media;
+        let cost = self.guess.cost(outline.text_bytes, media);
+        let light = outline.inputs == 1 && media == 0 && is_light(cost);
+        let by_cost = match light {
+            true => Priority::Interactive,
+            false => Priority::Bulk,
+        };
+        let (tenant, priority) = (outline.tenant, outline.priority.unwrap_or(by_cost));
+        let task = outline.task;
+        let price = self.price(task, cost);
+        let checked = self
+            .check_phase(now, deadline)
+            .and_then(|()| self.check_room(tenant, priority, cost))
+            .and_then(|()| self.check_time(now, (task, tenant, priority), (price, deadline)));
+        if let Err(refusal) = checked {
+            self.counters.refuse(&refusal);
+            return Err(refusal);
+        }
+        let promised = Promised {
+            requests: 1,
+            tokens: cost.tokens(),
+            price,
+        };
+        self.lanes[priority as usize].promise(task, tenant, promised);
+        Ok(Promise {
+            task,
+            tenant,
+            priority,
+            promised,
+            outline: (outline.text_bytes, media),
+        })
+    }
+
+    /// What was promised has come, at this cost, or will not.
+    pub(super) fn redeem(&mut self, promise: Promise, cost: Option<Cost>) {
+        self.lanes[promise.priority as usize].redeem(
+            promise.task,
+            promise.tenant,
+            promise.promised,
+        );
+        if let Some(cost) = cost {
+            self.guess.learn(promise.outline, cost);
+        }
+    }
+
+    fn check_phase(&self, now: Instant, deadline: Instant) -> Result<(), BatcherError> {
+        match self.phase {
+            Phase::Draining => Err(BatcherError::Draining),
+            Phase::Lost => Err(BatcherError::Unavailable),
+            Phase::Open if deadline <= now => Err(BatcherError::Expired),
+            Phase::Open => Ok(()),
+        }
+    }
+
+    /// Whether nothing waits and nothing is on its way in.
+    fn is_idle(&self) -> bool {
+        let idle = |lane: &Track| lane.is_empty() && lane.promised().requests == 0;
+        self.lanes.iter().all(idle)
+    }
+
+    /// Whether it is expected to be answered in time.
+    fn check_time(
+        &self,
+        now: Instant,
+        whose: (Task, Tenant, Priority),
+        (price, deadline): (u64, Instant),
+    ) -> Result<(), BatcherError> {
+        let ahead = self.ahead(now, whose, price);
         let own = Duration::from_micros(price);
-        // Nothing before it: then what it lacks is not room, and asking again would not help.
-        let waits = !self.lanes.iter().all(Lane::is_empty);
-        let allowed = group.deadline - now;
-        // A quarter more: the expectation knows neither the passes' fixed part nor who comes next.
-        if waits && self.speed.is_some() && (ahead + own) * 5 / 4 > allowed {
+        let allowed = deadline - now;
+        // Nothing before it: then what it lacks is not room, and asking again would not help. A quarter more: the expectation knows
+        // neither the passes' fixed part nor who comes next.
+        let late = self.speeds[whose.0 as usize].is_some() && (ahead + own) * 5 / 4 > allowed;
+        if late && !self.is_idle() {
             return Err(BatcherError::TooLate {
                 allowed,
                 retry_after: ahead.clamp(MIN_RETRY, MAX_RETRY),
@@ -82,21 +170,19 @@ impl<P: Clone, W> Schedule<P, W> {
         priority: Priority,
         brought: Cost,
     ) -> Result<(), BatcherError> {
-        let mut waiting = Cost::default();
-        for lane in &self.lanes {
-            waiting.add(lane.cost());
-        }
-        if self.lanes.iter().all(Lane::is_empty) {
+        if self.is_idle() {
             return Ok(());
         }
+        let tokens = |lane: &Track| lane.cost().tokens() + lane.promised().tokens;
+        let waiting: usize = self.lanes.iter().map(tokens).sum();
         let limit = self.policy.max_queue_tokens;
         // None is free where it does not fit at all.
-        let free = limit.saturating_sub(waiting.tokens() + brought.tokens());
+        let free = limit.saturating_sub(waiting + brought.tokens());
         let own = self.lanes[priority as usize].tokens_of(tenant) + brought.tokens();
         if own > free.saturating_mul(SHARE_OF_FREE) {
             return Err(BatcherError::Overloaded {
                 unit: "tokens",
-                waiting: waiting.tokens(),
+                waiting,
                 limit,
                 retry_after: self.retry_after(),
             });
@@ -105,11 +191,16 @@ impl<P: Clone, W> Schedule<P, W> {
     }
 
     /// What is expected to run before the last input of a group that comes now.
-    fn ahead(&self, now: Instant, (tenant, priority): (Tenant, Priority), price: u64) -> Duration {
+    fn ahead(
+        &self,
+        now: Instant,
+        (task, tenant, priority): (Task, Tenant, Priority),
+        price: u64,
+    ) -> Duration {
         let lane = &self.lanes[priority as usize];
-        let mut micros = lane.price_before(tenant, price).saturating_sub(price);
+        let mut micros = lane.price_before(task, tenant, price).saturating_sub(price);
         if priority == Priority::Bulk {
-            micros += self.lanes[Priority::Interactive as usize].price();
+            micros += expected(&self.lanes[Priority::Interactive as usize]);
         }
         let rest = |pass: &Running| (pass.started + pass.expected).saturating_sub(now);
         let running: Duration = self.passes.iter().map(rest).sum();
@@ -125,14 +216,34 @@ impl<P: Clone, W> Schedule<P, W> {
         refusal
     }
 
+    /// Whether what waits stays within its bound; an empty queue takes anything.
+    fn check_bound(&self, brought: Cost) -> Result<(), BatcherError> {
+        let waiting: usize = self.lanes.iter().map(|lane| lane.cost().tokens()).sum();
+        let limit = self.policy.max_queue_tokens;
+        if waiting > 0 && waiting + brought.tokens() > limit {
+            return Err(BatcherError::Overloaded {
+                unit: "tokens",
+                waiting,
+                limit,
+                retry_after: self.retry_after(),
+            });
+        }
+        Ok(())
+    }
+
     /// When what waits now will have been computed.
     fn retry_after(&self) -> Duration {
-        if self.speed.is_none() {
+        if self.speeds.iter().all(Option::is_none) {
             return UNMEASURED_RETRY;
         }
-        let micros = self.lanes.iter().map(Lane::price).sum();
+        let micros = self.lanes.iter().map(expected).sum();
         Duration::from_micros(micros).clamp(MIN_RETRY, MAX_RETRY)
     }
+}
+
+/// Microseconds that all that waits in a lane or is on its way in is expected to take.
+fn expected(lane: &Track) -> u64 {
+    lane.price() + lane.promised().price
 }
 
 /// Whether something is computed so fast that it need not be kept from others who wait for an answer.

@@ -20,7 +20,7 @@ pub enum BatcherError {
         retry_after: Duration,
     },
     /// The request alone has more pixels than may be held.
-    #[error("its images and videos take more than {limit} bytes once decoded")]
+    #[error("its images and videos take more than {limit} bytes, fetched and decoded")]
     TooManyPixels {
         /// The policy's limit in bytes.
         limit: usize,

@@ -1,8 +1,8 @@
 //! Which of what waits runs together, and when: chosen at the last moment, when the device is free, so that whoever came during a pass
 //! has its turn. Nothing is padded, so a batch is made by naming its members.
 //!
-//! A pass of anything but short texts yields: the device puts a pass of short interactive texts in between two of its layers, for one
-//! picture takes many times as long as a query and cannot be split.
+//! A pass of anything but short texts yields: the device stops it for a pass of short interactive texts, for one picture takes many
+//! times as long as a query and cannot be split.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use super::cost::Cost;
 use super::door::is_light;
 use super::lane::JobId;
 use super::schedule::{Instant, PassId, Phase, Running, Schedule};
-use crate::model::Tenant;
+use super::settling::net;
+use crate::model::{Task, Tenant};
 
 /// Bulk work gets at least this part of the device while interactive work could take all of it.
 pub(super) const BULK_SHARE: i64 = 10;
@@ -51,9 +52,12 @@ impl<P: Clone, W> Schedule<P, W> {
             if let Some(until) = self.company_until(now, priority) {
                 return Step::Wait(Some(until));
             }
-            let members = self.form(now, (priority, false));
+            let Some(task) = self.lanes[priority as usize].turns().next() else {
+                continue;
+            };
+            let members = self.form(now, (priority, task), false);
             if !members.is_empty() {
-                return Step::Run(self.start(now, priority, members));
+                return Step::Run(self.start(now, (priority, task), members));
             }
         }
         match self.phase {
@@ -62,13 +66,24 @@ impl<P: Clone, W> Schedule<P, W> {
         }
     }
 
-    /// The short texts whose turn it is, while something long runs.
+    /// The short texts whose turn it is, while something long runs. It gets on all the same: of the time both take, bulk work's share.
     fn put_between(&mut self, now: Instant) -> Step<P> {
-        let members = self.form(now, (Priority::Interactive, true));
-        if members.is_empty() {
+        if self.lanes[Priority::Interactive as usize].is_empty() {
             return Step::Wait(None);
         }
-        Step::Run(self.start(now, Priority::Interactive, members))
+        let long = &self.passes[0];
+        let own = net(now, long);
+        let owed = (long.interrupted / (BULK_SHARE - 1) as u32).saturating_sub(own);
+        if !owed.is_zero() {
+            return Step::Wait(Some(now + owed));
+        }
+        for task in self.lanes[Priority::Interactive as usize].turns() {
+            let members = self.form(now, (Priority::Interactive, task), true);
+            if !members.is_empty() {
+                return Step::Run(self.start(now, (Priority::Interactive, task), members));
+            }
+        }
+        Step::Wait(None)
     }
 
     /// Whose turn it is: interactive work's, unless bulk work was kept waiting for more than its share.
@@ -82,7 +97,8 @@ impl<P: Clone, W> Schedule<P, W> {
             }
             (false, true) => Some(Priority::Bulk),
             (true, true) => {
-                let slice = self.bulk_slice().as_micros() as i64;
+                let slices = Task::ALL.map(|task| self.bulk_slice(task).as_micros() as i64);
+                let slice = slices[0].max(slices[1]);
                 let owed = self.owed_to_bulk >= (BULK_SHARE - 1) * slice.max(1);
                 Some(if owed {
                     Priority::Bulk
@@ -110,30 +126,38 @@ impl<P: Clone, W> Schedule<P, W> {
         self.policy.max_tokens.min(self.learned_max_tokens)
     }
 
-    /// How long a pass of bulk work may take. Before anything was measured, the first input alone shows it.
-    pub(super) fn bulk_slice(&self) -> Duration {
-        self.speed.as_ref().map_or(Duration::ZERO, |speed| {
-            self.policy.max_bulk.max(speed.fixed() * WORTH_A_PASS)
-        })
+    /// How long a pass of bulk work of a model may take. Before anything was measured, the first input alone shows it.
+    pub(super) fn bulk_slice(&self, task: Task) -> Duration {
+        self.speeds[task as usize]
+            .as_ref()
+            .map_or(Duration::ZERO, |speed| {
+                self.policy.max_bulk.max(speed.fixed() * WORTH_A_PASS)
+            })
     }
 
-    /// Takes the members of the next pass out of a lane: in its order, as many as the budgets allow, at least one. None when all whose
-    /// turn it was had run out of time, or when `only_light` and what is next is not.
-    fn form(&mut self, now: Instant, (priority, only_light): (Priority, bool)) -> Vec<JobId> {
-        let (max_tokens, slice) = (self.max_tokens(), self.bulk_slice());
+    /// Takes the members of the next pass out of a model's lane: in its order, as many as the budgets allow, at least one. None when all
+    /// whose turn it was had run out of time, or when `only_light` and what is next is not.
+    fn form(
+        &mut self,
+        now: Instant,
+        (priority, task): (Priority, Task),
+        only_light: bool,
+    ) -> Vec<JobId> {
+        let (max_tokens, slice) = (self.max_tokens(), self.bulk_slice(task));
+        let speed = self.speeds[task as usize];
         let mut members = Vec::new();
         let mut tokens = 0;
         let mut heavy = Duration::ZERO;
-        while let Some((tenant, id)) = self.lanes[priority as usize].head() {
+        while let Some((tenant, id)) = self.lanes[priority as usize].head(task) {
             if !self.expire(now, id) {
                 continue;
             }
             let Some(job) = self.jobs.get(&id) else {
                 break;
             };
-            let cost = job.priced.cost;
+            let (priced, cost) = (job.priced, job.priced.cost);
             let (alone, is_heavy) = (job.alone, priority == Priority::Bulk || !is_light(cost));
-            let time = match &self.speed {
+            let time = match &speed {
                 Some(speed) if is_heavy => speed.marginal(cost),
                 _ => Duration::ZERO,
             };
@@ -147,19 +171,24 @@ impl<P: Clone, W> Schedule<P, W> {
             if !members.is_empty() && !fits {
                 break;
             }
-            self.lanes[priority as usize].pop(tenant, id);
+            self.lanes[priority as usize].pop(task, tenant, (id, priced));
             members.push(id);
             tokens += cost.tokens();
             heavy += time;
             // Before the first measurement nobody can say what a second one would take.
-            if alone || (is_heavy && self.speed.is_none()) {
+            if alone || (is_heavy && speed.is_none()) {
                 break;
             }
         }
         members
     }
 
-    fn start(&mut self, now: Instant, priority: Priority, members: Vec<JobId>) -> Batch<P> {
+    fn start(
+        &mut self,
+        now: Instant,
+        (priority, task): (Priority, Task),
+        members: Vec<JobId>,
+    ) -> Batch<P> {
         let pass = PassId(self.fresh_id());
         let mut batch = Batch {
             pass,
@@ -175,8 +204,7 @@ impl<P: Clone, W> Schedule<P, W> {
                 batch.members.push((job.tenant, job.payload.clone()));
             }
         }
-        let expected = self
-            .speed
+        let expected = self.speeds[task as usize]
             .as_ref()
             .map_or(Duration::ZERO, |speed| speed.fixed() + speed.marginal(cost));
         let other = match priority {
@@ -186,6 +214,7 @@ impl<P: Clone, W> Schedule<P, W> {
         self.passes.push(Running {
             id: pass,
             members,
+            task,
             cost,
             started: now,
             expected,

@@ -27,6 +27,29 @@ pub(super) struct Priced {
 /// What a tenant is granted in each round: a millisecond of the device. Small against what a person notices, so that tenants alternate finely.
 pub(super) const QUANTUM: u64 = 1000;
 
+/// What is on its way into a lane: let in by its outline, not yet prepared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Promised {
+    pub(super) requests: usize,
+    pub(super) tokens: usize,
+    /// As [`Priced::price`].
+    pub(super) price: u64,
+}
+
+impl Promised {
+    pub(super) fn add(&mut self, other: Promised) {
+        self.requests += other.requests;
+        self.tokens += other.tokens;
+        self.price += other.price;
+    }
+
+    fn subtract(&mut self, other: Promised) {
+        self.requests -= other.requests;
+        self.tokens -= other.tokens;
+        self.price -= other.price;
+    }
+}
+
 /// The jobs of one tenant.
 #[derive(Debug, Default)]
 struct Flow {
@@ -47,6 +70,8 @@ pub(super) struct Lane {
     len: usize,
     cost: Cost,
     price: u64,
+    promised: HashMap<Tenant, Promised>,
+    promised_in_all: Promised,
 }
 
 impl Lane {
@@ -68,17 +93,51 @@ impl Lane {
         self.price
     }
 
-    /// Tokens of a tenant that wait.
+    /// What is on its way in.
+    pub(super) fn promised(&self) -> Promised {
+        self.promised_in_all
+    }
+
+    /// Counts what is on its way in.
+    pub(super) fn promise(&mut self, tenant: Tenant, promised: Promised) {
+        self.promised.entry(tenant).or_default().add(promised);
+        self.promised_in_all.add(promised);
+    }
+
+    /// Takes back what [`Self::promise`] counted: it has come, or will not.
+    pub(super) fn redeem(&mut self, tenant: Tenant, promised: Promised) {
+        if let Some(own) = self.promised.get_mut(&tenant) {
+            own.subtract(promised);
+            if own.requests == 0 {
+                self.promised.remove(&tenant);
+            }
+            self.promised_in_all.subtract(promised);
+        }
+    }
+
+    /// Tokens of a tenant that wait or are on their way in.
     pub(super) fn tokens_of(&self, tenant: Tenant) -> usize {
-        self.flows.get(&tenant).map_or(0, |flow| flow.cost.tokens())
+        let waiting = self.flows.get(&tenant).map_or(0, |flow| flow.cost.tokens());
+        waiting + self.promised.get(&tenant).map_or(0, |own| own.tokens)
+    }
+
+    /// Price of all of a tenant's that waits or is on its way in.
+    fn price_of(&self, tenant: Tenant) -> u64 {
+        let waiting = self.flows.get(&tenant).map_or(0, |flow| flow.price);
+        waiting + self.promised.get(&tenant).map_or(0, |own| own.price)
     }
 
     /// What will be served before the last of a tenant's jobs, when another `price` of its own is added: of each tenant as much as fits
     /// beside it, and all of its own.
     pub(super) fn price_before(&self, tenant: Tenant, price: u64) -> u64 {
-        let own = price + self.flows.get(&tenant).map_or(0, |flow| flow.price);
-        let others = self.flows.iter().filter(|(other, _)| **other != tenant);
-        own + others.map(|(_, flow)| flow.price.min(own)).sum::<u64>()
+        let own = price + self.price_of(tenant);
+        let only_promised = self.promised.keys();
+        let only_promised = only_promised.filter(|tenant| !self.flows.contains_key(tenant));
+        let tenants = self.flows.keys().chain(only_promised);
+        let others = tenants.filter(|other| **other != tenant);
+        own + others
+            .map(|other| self.price_of(*other).min(own))
+            .sum::<u64>()
     }
 
     /// Puts a job where its id says: behind those that came before it. A job that failed with others and is tried again so comes first.
@@ -251,5 +310,29 @@ mod tests {
             prop_assert!(seen.iter().all(|seen| *seen));
             prop_assert_eq!((lane.len, lane.price, lane.cost), (0, 0, Cost::default()));
         }
+    }
+
+    #[test]
+    fn what_is_on_its_way_in_counts_like_what_waits_until_it_is_redeemed() {
+        let mut lane = Lane::default();
+        let promised = |tokens, price| Promised {
+            requests: 1,
+            tokens,
+            price,
+        };
+        lane.push(Tenant(1), JobId(0), priced(30));
+        lane.promise(Tenant(1), promised(5, 40));
+        lane.promise(Tenant(2), promised(7, 50));
+        assert_eq!(
+            (lane.tokens_of(Tenant(1)), lane.tokens_of(Tenant(2))),
+            (35, 7)
+        );
+        assert_eq!(lane.price_before(Tenant(3), 60), 60 + 60 + 50);
+        assert_eq!(lane.price_before(Tenant(1), 1), 71 + 50);
+        lane.redeem(Tenant(1), promised(5, 40));
+        lane.redeem(Tenant(2), promised(7, 50));
+        assert_eq!(lane.promised(), Promised::default());
+        assert!(lane.promised.is_empty());
+        assert_eq!(lane.price_before(Tenant(3), 60), 60 + 30);
     }
 }

@@ -1,12 +1,13 @@
 //! Which requests share a forward pass, which of them come first, and which are turned away.
 //!
-//! In: the [`Sequence`]s of a request, from anywhere. Out: their pooled rows. Nothing waits for a timer: while the device computes, what
+//! In: the [`Sequence`](crate::model::Sequence)s of a request, from anywhere. Out: their pooled rows. Nothing waits for a timer: while the device computes, what
 //! arrives gathers, and when it is free the next batch is chosen from all of it.
 //!
 //! - Two lanes: work somebody waits for does not stand behind bulk work, which gets a tenth of the device all the same.
+//! - With an embedder and a reranker the two take turns, each with lanes of its own (`track`), for a pass is of one model.
 //! - In a lane, tenants take turns (`lane`), so no key's flood delays another's requests by more than its own.
 //! - A pass of bulk work is kept short by what was measured (`cost`), sequence by sequence. One sequence is never split; short
-//!   interactive texts have a pass of their own between two layers of a long one (`forming`).
+//!   interactive texts have a pass of their own while a long one stands still (`forming`).
 //! - The same input twice in flight is computed once.
 //! - What was computed lately is not computed again, where the operator gives it memory (`cache`).
 //! - The queue is bounded in tokens and bytes, and takes nothing that is not expected to be answered in time (`door`).
@@ -22,11 +23,15 @@ mod door;
 pub mod error;
 mod forming;
 mod lane;
+mod outline;
 mod pending;
 mod pixels;
+mod reservation;
 mod schedule;
 mod settling;
 mod shared;
+mod submission;
+mod track;
 mod worker;
 
 use std::future::Future;
@@ -41,16 +46,19 @@ pub use cost::Cost;
 pub use counters::{Counters, Refused, Waiting};
 pub use error::BatcherError;
 use futures_util::FutureExt;
+pub use outline::Outline;
 pub use pending::Pending;
 use pending::{Found, Place};
 pub use pixels::Held;
 use pixels::PixelMemory;
+pub use reservation::Reservation;
 use schedule::{Entry, Group, Schedule};
 use shared::{Payload, Reply, Shared};
+pub use submission::{Input, Submission};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{Encoded, Engine, EngineError, Heartbeat};
-use crate::model::{PackedBatch, Sequence, Tenant};
+use crate::model::{PackedBatch, Task};
 use crate::telemetry::metrics::QueueDepth;
 
 /// How batches are formed and when the queue is full.
@@ -98,7 +106,7 @@ pub enum Priority {
 /// A computed row and what it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// `[hidden_size]`, not normalised, finite.
+    /// `[hidden_size]`, not normalised; of a [`Task::Rerank`] `[1]`, a logit. Finite.
     pub row: Vec<f32>,
     /// How many of its tokens were kept from an earlier pass; all of them when the row itself was.
     pub cached_tokens: usize,
@@ -108,30 +116,6 @@ pub struct Embedding {
     pub queued: Duration,
     /// Time of the forward pass it was part of.
     pub forward: Duration,
-}
-
-/// An input, ready to be computed.
-#[derive(Debug)]
-pub struct Input {
-    /// What to compute.
-    pub sequence: Sequence,
-    /// [`Identity::of`] it.
-    pub identity: Identity,
-    /// The hold on the memory of its pixels: see [`Batcher::hold`].
-    pub held: Held,
-}
-
-/// The inputs of one request: they enter the queue together or not at all.
-#[derive(Debug)]
-pub struct Submission {
-    /// What to compute.
-    pub inputs: Vec<Input>,
-    /// Whose they are.
-    pub tenant: Tenant,
-    /// The lane the client asked for; `None`: a lone short text is interactive, anything else bulk.
-    pub priority: Option<Priority>,
-    /// When nobody waits any more.
-    pub deadline: Instant,
 }
 
 type Outcome = Result<Embedding, BatcherError>;
@@ -249,47 +233,53 @@ impl Batcher {
     pub fn submit(&self, submission: Submission) -> Result<Vec<Pending>, BatcherError> {
         let shared = &self.handle.shared;
         let tenant = submission.tenant;
+        let mut task = Task::default();
         let mut entries = Vec::new();
         let mut receivers = Vec::new();
         let mut recalled = Vec::with_capacity(submission.inputs.len());
+        let mut cost = Cost::default();
         for input in submission.inputs {
-            let Input {
-                sequence,
-                identity,
-                held,
-            } = input;
-            let key = identity.content;
-            let row = shared.recall((tenant, key), sequence.input_ids.len());
+            let own = input.cost();
+            cost.add(own);
+            task = input.sequence.task;
+            let key = (tenant, input.identity.content);
+            let row = shared.recall(key, input.sequence.input_ids.len());
             if row.is_none() {
                 let (sender, receiver) = oneshot::channel();
                 receivers.push(receiver);
                 entries.push(Entry {
-                    cost: Cost::of(&sequence),
                     payload: Arc::new(Payload {
-                        sequence,
-                        media_keys: identity.media,
-                        _held: held,
+                        sequence: input.sequence,
+                        media_keys: input.identity.media,
+                        _held: input.held,
                     }),
-                    key,
-                    waiter: Reply {
-                        sender,
-                        key: (tenant, key),
-                    },
+                    key: key.1,
+                    cost: own,
+                    waiter: Reply { sender, key },
                 });
             }
             recalled.push(row);
         }
         let mut tickets = Vec::new();
+        let promise = submission.reservation.and_then(Reservation::redeemed);
+        let promised = promise.is_some();
+        let mut schedule = shared.lock();
+        if let Some(promise) = promise {
+            schedule.redeem(promise, Some(cost));
+        }
         if !entries.is_empty() {
             let group = Group {
                 entries,
+                task,
                 tenant,
                 priority: submission.priority,
                 deadline: submission.deadline.saturating_duration_since(shared.began),
+                promised,
             };
-            tickets = shared.lock().submit(shared.now(), group)?;
+            tickets = schedule.submit(shared.now(), group)?;
             shared.arrived.notify_one();
         }
+        drop(schedule);
         let mut places = tickets.into_iter().zip(receivers);
         let pending = recalled.into_iter().filter_map(|row| match row {
             Some(row) => Some(Pending(Found::Row(row))),
@@ -303,6 +293,11 @@ impl Batcher {
             }),
         });
         Ok(pending.collect())
+    }
+
+    /// How batches are formed.
+    pub fn policy(&self) -> BatchPolicy {
+        self.handle.shared.policy
     }
 
     /// Whether rows are kept for inputs that come again.

@@ -10,9 +10,11 @@ use std::time::Duration;
 use super::content::ContentKey;
 use super::cost::{Cost, Speed};
 use super::counters::Counters;
-use super::lane::{JobId, Lane, Priced};
+use super::lane::{JobId, Priced};
+use super::outline::Guess;
+use super::track::Track;
 use super::{BatchPolicy, BatcherError, Embedding, Priority};
-use crate::model::Tenant;
+use crate::model::{Task, Tenant};
 
 /// Time since the schedule began.
 pub(super) type Instant = Duration;
@@ -24,11 +26,15 @@ pub(super) struct Ticket(u64);
 /// Inputs that enter together or not at all.
 pub(super) struct Group<P, W> {
     pub(super) entries: Vec<Entry<P, W>>,
+    /// Which model computes them.
+    pub(super) task: Task,
     pub(super) tenant: Tenant,
     /// What the client asked for; `None` goes by cost.
     pub(super) priority: Option<Priority>,
     /// When nobody waits any more.
     pub(super) deadline: Instant,
+    /// Whether it was let in before it was prepared.
+    pub(super) promised: bool,
 }
 
 /// One input and who is told what comes of it.
@@ -50,6 +56,7 @@ pub(super) struct Waiter<W> {
 /// One computation, and all who wait for it.
 pub(super) struct Job<P, W> {
     pub(super) payload: P,
+    pub(super) task: Task,
     pub(super) tenant: Tenant,
     key: ContentKey,
     pub(super) priority: Priority,
@@ -69,6 +76,7 @@ pub(super) struct PassId(pub(super) u64);
 pub(super) struct Running {
     pub(super) id: PassId,
     pub(super) members: Vec<JobId>,
+    pub(super) task: Task,
     pub(super) cost: Cost,
     pub(super) started: Instant,
     pub(super) expected: Duration,
@@ -95,7 +103,7 @@ pub(super) enum Phase {
 pub(super) struct Schedule<P, W> {
     pub(super) policy: BatchPolicy,
     pub(super) phase: Phase,
-    pub(super) lanes: [Lane; 2],
+    pub(super) lanes: [Track; 2],
     pub(super) jobs: BTreeMap<JobId, Job<P, W>>,
     /// Jobs by what they compute: a second one like it joins the first. Kept apart by tenant, for how long an answer takes tells whether
     /// somebody else asked the same.
@@ -105,7 +113,10 @@ pub(super) struct Schedule<P, W> {
     pub(super) passes: Vec<Running>,
     /// Whether the device has room for a second pass beside a long one, as far as is known.
     pub(super) may_interrupt: bool,
-    pub(super) speed: Option<Speed>,
+    /// Of each model, as far as it is known.
+    pub(super) speeds: [Option<Speed>; 2],
+    /// What requests come to that are not yet prepared.
+    pub(super) guess: Guess,
     /// What the device was found to have memory for.
     pub(super) learned_max_tokens: usize,
     /// Time of the device that interactive work took while bulk work waited, less what bulk work got for it; microseconds.
@@ -126,7 +137,8 @@ impl<P: Clone, W> Schedule<P, W> {
             tickets: HashMap::new(),
             passes: Vec::new(),
             may_interrupt: true,
-            speed: None,
+            speeds: [None; 2],
+            guess: Guess::default(),
             learned_max_tokens: usize::MAX,
             owed_to_bulk: 0,
             counters: Counters::default(),
@@ -151,7 +163,7 @@ impl<P: Clone, W> Schedule<P, W> {
             self.counters.refuse(&refusal);
             return Err(refusal);
         }
-        let (tenant, deadline) = (group.tenant, group.deadline);
+        let (task, tenant, deadline) = (group.task, group.tenant, group.deadline);
         let mut enter = |entry: Entry<P, W>| {
             let ticket = Ticket(self.fresh_id());
             let waiter = Waiter {
@@ -164,7 +176,7 @@ impl<P: Clone, W> Schedule<P, W> {
                 Some(&id) => id,
                 None => self.add_job(
                     now,
-                    (tenant, priority),
+                    (task, tenant, priority),
                     (entry.payload, entry.key, entry.cost),
                 ),
             };
@@ -184,13 +196,14 @@ impl<P: Clone, W> Schedule<P, W> {
     fn add_job(
         &mut self,
         now: Instant,
-        (tenant, priority): (Tenant, Priority),
+        (task, tenant, priority): (Task, Tenant, Priority),
         (payload, key, cost): (P, ContentKey, Cost),
     ) -> JobId {
         let id = JobId(self.fresh_id());
-        let price = self.price(cost);
+        let price = self.price(task, cost);
         let job = Job {
             payload,
+            task,
             tenant,
             key,
             priority,
@@ -200,7 +213,7 @@ impl<P: Clone, W> Schedule<P, W> {
             running: false,
             waiters: Vec::new(),
         };
-        self.lanes[priority as usize].push(tenant, id, job.priced);
+        self.lanes[priority as usize].push(task, tenant, (id, job.priced));
         self.in_flight.insert((tenant, key), id);
         self.jobs.insert(id, job);
         self.counters.inputs += 1;
@@ -218,8 +231,8 @@ impl<P: Clone, W> Schedule<P, W> {
     }
 
     /// What a job is charged: the microseconds it is expected to add to a pass; its tokens before anything is known.
-    pub(super) fn price(&self, cost: Cost) -> u64 {
-        let micros = match &self.speed {
+    pub(super) fn price(&self, task: Task, cost: Cost) -> u64 {
+        let micros = match &self.speeds[task as usize] {
             Some(speed) => speed.marginal(cost).as_micros() as u64,
             None => cost.tokens() as u64,
         };
@@ -232,9 +245,10 @@ impl<P: Clone, W> Schedule<P, W> {
             return;
         };
         if job.priority == Priority::Bulk && !job.running {
-            self.lanes[Priority::Bulk as usize].remove(job.tenant, id);
+            self.lanes[Priority::Bulk as usize].remove(job.task, job.tenant, id);
             job.priority = Priority::Interactive;
-            self.lanes[Priority::Interactive as usize].push(job.tenant, id, job.priced);
+            let hurried = &mut self.lanes[Priority::Interactive as usize];
+            hurried.push(job.task, job.tenant, (id, job.priced));
         }
     }
 
@@ -274,7 +288,7 @@ impl<P: Clone, W> Schedule<P, W> {
     /// Forgets a job, wherever it is.
     pub(super) fn remove_job(&mut self, id: JobId) -> Option<Job<P, W>> {
         let job = self.jobs.remove(&id)?;
-        self.lanes[job.priority as usize].remove(job.tenant, id);
+        self.lanes[job.priority as usize].remove(job.task, job.tenant, id);
         self.in_flight.remove(&(job.tenant, job.key));
         for waiter in &job.waiters {
             self.tickets.remove(&waiter.ticket);

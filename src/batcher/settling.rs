@@ -56,7 +56,8 @@ impl<P: Clone, W> Schedule<P, W> {
     fn hand_out(&mut self, now: Instant, pass: &Running, rows: Vec<Encoded>) {
         let forward = now.saturating_sub(pass.started);
         let took = net(now, pass);
-        self.speed = Some(Speed::learn(self.speed, pass.cost, took));
+        let speed = &mut self.speeds[pass.task as usize];
+        *speed = Some(Speed::learn(*speed, pass.cost, took));
         let counters = &mut self.counters;
         counters.batches += 1;
         counters.batch_inputs += pass.members.len() as u64;
@@ -135,17 +136,18 @@ impl<P: Clone, W> Schedule<P, W> {
             return;
         };
         job.running = false;
-        let (tenant, priority, priced) = (job.tenant, job.priority, job.priced);
+        let (task, tenant, priority) = (job.task, job.tenant, job.priority);
+        let waiting = (id, job.priced);
         if job.waiters.is_empty() {
             self.remove_job(id);
         } else {
-            self.lanes[priority as usize].push(tenant, id, priced);
+            self.lanes[priority as usize].push(task, tenant, waiting);
         }
     }
 }
 
 /// The time a pass took itself.
-fn net(now: Instant, pass: &Running) -> Duration {
+pub(super) fn net(now: Instant, pass: &Running) -> Duration {
     now.saturating_sub(pass.started)
         .saturating_sub(pass.interrupted)
 }

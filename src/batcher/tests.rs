@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::model::{Sequence, Tenant};
 
 fn sequence(id: u32, tokens: usize) -> Sequence {
     Sequence {
@@ -14,6 +15,7 @@ fn sequence(id: u32, tokens: usize) -> Sequence {
         media: Vec::new(),
         vision_rows: Vec::new(),
         prefix_tokens: 0,
+        task: Task::Embed,
     }
 }
 
@@ -49,12 +51,14 @@ fn interactive(sequences: Vec<Sequence>) -> Submission {
         identity: Identity::of(&sequence),
         sequence,
         held: Held::default(),
+        follows: false,
     };
     Submission {
         inputs: sequences.into_iter().map(input).collect(),
         tenant: Tenant::default(),
         priority: Some(Priority::Interactive),
         deadline: Instant::now() + Duration::from_secs(3600),
+        reservation: None,
     }
 }
 
@@ -344,6 +348,34 @@ async fn a_row_that_is_kept_is_given_again_without_a_pass_and_to_its_tenant_only
     let counters = batcher.counters();
     assert_eq!((counters.cache_hits, counters.cache_misses), (1, 5));
     assert!(counters.cache_bytes > 0);
+}
+
+#[tokio::test]
+async fn a_place_is_held_for_what_is_being_prepared_until_it_comes_or_is_dropped() {
+    let device = Device::new(0);
+    let batcher = device.batcher(POLICY);
+    let outline = |tokens: usize| Outline {
+        task: Task::Embed,
+        tenant: Tenant::default(),
+        priority: Some(Priority::Interactive),
+        deadline: Instant::now() + Duration::from_secs(3600),
+        inputs: 1,
+        text_bytes: 4 * tokens,
+        media: 0,
+    };
+    let limit = POLICY.max_queue_tokens;
+    let place = batcher.reserve(&outline(limit)).unwrap();
+    let refused = batcher.reserve(&outline(1)).unwrap_err();
+    assert!(
+        matches!(refused, BatcherError::Overloaded { .. }),
+        "{refused}"
+    );
+    drop(place);
+    let place = batcher.reserve(&outline(limit)).unwrap();
+    let mut submission = interactive(vec![sequence(1, 1)]);
+    submission.reservation = Some(place);
+    let _pending = batcher.submit(submission).unwrap();
+    assert!(batcher.reserve(&outline(1)).is_ok());
 }
 
 #[tokio::test]

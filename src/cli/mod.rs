@@ -1,6 +1,9 @@
 //! What each subcommand does, one file each. In: the command line. Out: the exit code.
 
+mod decode_video;
 mod healthcheck;
+mod loading;
+mod reference_case;
 mod reload;
 mod serve;
 mod summary;
@@ -41,6 +44,9 @@ enum Verb {
     Verify(verify::VerifyArgs),
     /// Ask the server on this machine whether it is ready: exit code 0 when it is, 1 when not
     Healthcheck(ConfigArgs),
+    /// Become a confined FFmpeg program: what the server starts to decode a video file
+    #[command(hide = true)]
+    DecodeVideo(decode_video::DecodeVideoArgs),
 }
 
 /// The faults of a configuration, as one error.
@@ -66,6 +72,9 @@ pub fn run() -> ExitCode {
         // `--help` and `--version` come here too, with exit code 0.
         Err(error) => error.exit(),
     };
+    if let Verb::DecodeVideo(args) = line.subcommand {
+        return decode_video::run(args);
+    }
     match dispatch(line.subcommand) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -79,6 +88,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<()> {
     let args = match &verb {
         Verb::Serve(args) | Verb::Healthcheck(args) => args,
         Verb::Verify(verify) => &verify.config,
+        Verb::DecodeVideo(_) => unreachable!("it has no configuration and has run by now"),
     };
     let inputs = Inputs::of_process(args).map_err(Misconfigured)?;
     if args.print_config {
@@ -91,6 +101,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<()> {
         Verb::Serve(_) => serve::run(config),
         Verb::Verify(args) => verify::run(&config, args),
         Verb::Healthcheck(_) => healthcheck::run(&config.server),
+        Verb::DecodeVideo(_) => Ok(()),
     }
 }
 
@@ -110,7 +121,10 @@ fn command() -> clap::Command {
         .mut_subcommand("verify", |verify| hide_sections(verify, &unheeded))
         .mut_subcommand("healthcheck", |check| {
             let all_but_server = unheeded.map(|name| if name == "server" { "model" } else { name });
-            hide_sections(hide_sections(check, &all_but_server), &["engine", "log"])
+            hide_sections(
+                hide_sections(check, &all_but_server),
+                &["reranker", "engine", "log"],
+            )
         })
 }
 

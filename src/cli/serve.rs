@@ -7,19 +7,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::loading::{self, LoadedModel, Loading};
 use super::reload::Reload;
 use super::{Misconfigured, summary};
-use crate::api::{self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Served, Tls};
+use crate::api::{
+    self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Loaded, Served, ServedReranker, Tls,
+};
 use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
-use crate::engine::{Checkpoint, CheckpointSource, Engine, EngineError, EngineInfo};
-use crate::media::MediaLoader;
-use crate::processor::Processor;
-use crate::service::{Embedder, TokenQuota};
+use crate::engine::{CheckpointSource, EngineError};
+use crate::media::video::{self, sandbox::Layers};
+use crate::media::{MediaLoader, MediaSettings};
+use crate::service::{Background, Embedder, Reranker, TokenQuota};
 use crate::telemetry;
 
 /// How long the process stays after its device was lost, so that every client reads its answer: well under a second, for until it has
@@ -38,12 +41,13 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(&config.telemetry)?;
     let read = config.auth.read_keys();
     let keys = read.map_err(|fault| Misconfigured(vec![fault]))?;
+    let sandbox = check_video(&config.media)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(async_threads(config.server.threads))
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let served = runtime.block_on(serve(config, keys));
+    let served = runtime.block_on(serve(config, keys, sandbox));
     // A download or a load that was interrupted must not keep the process from ending.
     runtime.shutdown_background();
     served
@@ -56,7 +60,7 @@ fn async_threads(asked: usize) -> usize {
     if asked == 0 { cores.div_ceil(2) } else { asked }
 }
 
-async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
+async fn serve(config: Config, keys: Vec<Secret>, sandbox: Option<Layers>) -> anyhow::Result<()> {
     let config = Arc::new(config);
     // Before the listener: from here on a signal is never lost.
     let mut signals = listen_for_signals()?;
@@ -84,21 +88,26 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     let settings = listener_settings(&config, tls);
     let mut answering = tokio::spawn(answer(listener, state.clone(), settings, signals.clone()));
 
-    if config.model.source == CheckpointSource::Embedded {
+    if config.embeds && config.model.source == CheckpointSource::Embedded {
         summary::warn_of_embedded(config.telemetry.format);
     }
     let for_loading = Arc::clone(&config);
-    let loading = tokio::task::spawn_blocking(move || load(&for_loading));
+    let opening = tokio::task::spawn_blocking(move || loading::load(&for_loading));
     let loaded = tokio::select! {
-        loaded = loading => loaded.context("loading the model panicked")??,
+        loaded = opening => loaded.context("loading the model panicked")??,
         _ = signals.changed() => {
             tracing::info!("stopped while the model was loading");
             return Ok(());
         }
     };
-    announce(&config, &loaded, keys.len(), (address, operators));
+    announce(
+        &config,
+        &loaded,
+        (keys.len(), sandbox),
+        (address, operators),
+    );
     let batcher = Batcher::start(loaded.engine.clone(), config.batch);
-    state.set_served(wire(&config, loaded, batcher.clone())?);
+    state.set_loaded(wire(&config, loaded, batcher.clone())?);
     println!("{}", summary::url(&config.server, address));
 
     let finished = tokio::select! {
@@ -117,13 +126,29 @@ async fn serve(config: Config, keys: Vec<Secret>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A model, loaded.
-struct Loaded {
-    /// What clients may call it, the echoed name first.
-    served_names: Vec<String>,
-    checkpoint: Checkpoint,
-    engine: Engine,
-    processor: Processor,
+/// Which layers confine the decoders of videos; nothing when there are none, because FFmpeg is not installed or does not run so.
+///
+/// # Errors
+/// When the sandbox is required and not complete.
+fn check_video(media: &MediaSettings) -> anyhow::Result<Option<Layers>> {
+    if !video::available(media) {
+        return Ok(None);
+    }
+    match video::check_sandbox(media) {
+        Ok(layers) if media.require_sandbox && !layers.is_complete() => bail!(
+            "media.require_sandbox is set, and this system cannot confine video decoders: {} missing",
+            layers.missing().join(", ")
+        ),
+        Ok(layers) => Ok(Some(layers)),
+        Err(error) if media.require_sandbox => {
+            Err(error).context("media.require_sandbox is set, and video decoders do not start")
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(error = %error, source, "video files are refused");
+            Ok(None)
+        }
+    }
 }
 
 /// What the wire allows, by the configuration.
@@ -139,25 +164,48 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
         pixels: config.pixels,
         request_timeout: config.limits.request_timeout,
         body_timeout: config.server.body_timeout,
+        max_connections: config.server.max_connections,
     }
 }
 
 /// Puts the stages together.
-fn wire(config: &Config, loaded: Loaded, batcher: Batcher) -> anyhow::Result<Served> {
-    let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
+fn wire(config: &Config, loading: Loading, batcher: Batcher) -> anyhow::Result<Loaded> {
     telemetry::metrics::watch_queue(batcher.watch_queue());
-    let quota = TokenQuota::new(config.limits.tokens_per_minute);
-    let media = config.media.clone();
-    let embedder = Embedder::new(loader, media, loaded.processor, batcher, quota);
-    Ok(Served {
-        names: loaded.served_names,
+    // One for both models: a key's tokens are the device's time, whatever they are for.
+    let quota = TokenQuota::new(config.limits.tokens_per_minute).map(Arc::new);
+    let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let background = Background::new(cores).context("there are no threads for decoding")?;
+    let stages = |processor| {
+        let (loader, media) = (loader.clone(), config.media.clone());
+        let shared = (batcher.clone(), quota.clone(), background.clone());
+        Embedder::sharing((loader, media), processor, shared)
+    };
+    let loaded_at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let embedder = loading.embedder.map(|model| Served {
+        names: model.served_names,
+        embedder: stages(model.processor),
+        info: model.info,
+        checkpoint: model.checkpoint.name,
+        revision: model.checkpoint.revision,
+        loaded_at,
+        proof: model.proof,
+    });
+    let reranker = loading.reranker.map(|model| ServedReranker {
+        names: model.served_names,
+        reranker: Reranker::new(stages(model.processor), model.info.reuses_prefixes),
+        info: model.info,
+        checkpoint: model.checkpoint.name,
+        revision: model.checkpoint.revision,
+        loaded_at,
+        proof: model.proof,
+    });
+    Ok(Loaded {
+        batcher,
         embedder,
-        info: loaded.engine.info().clone(),
-        checkpoint: loaded.checkpoint.name,
-        revision: loaded.checkpoint.revision,
-        loaded_at: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
+        reranker,
     })
 }
 
@@ -190,42 +238,34 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot listen on {host}, port {port}"))
 }
 
-/// Opens the checkpoint, reads its tokenizer and starts the engine; blocks for as long as that takes.
-fn load(config: &Config) -> anyhow::Result<Loaded> {
-    let checkpoint = Checkpoint::open(&config.model.source)?;
-    let engine = Engine::start(&checkpoint, config.engine)?;
-    let config_of_model = checkpoint.model_config()?;
-    let processor = Processor::new(&checkpoint.tokenizer_json, (&config_of_model).into())?;
-    let served_names = match config.model.served_names.as_slice() {
-        [] => vec![checkpoint.name.clone()],
-        names => names.to_vec(),
-    };
-    Ok(Loaded {
-        served_names,
-        checkpoint,
-        engine,
-        processor,
-    })
-}
-
 /// Tells people, or the log where it is JSON, what runs; but not the URL: that is printed when requests are welcome.
 fn announce(
     config: &Config,
-    loaded: &Loaded,
-    keys: usize,
+    loading: &Loading,
+    (keys, sandbox): (usize, Option<Layers>),
     (address, operators): (SocketAddr, Option<SocketAddr>),
 ) {
-    let info: &EngineInfo = loaded.engine.info();
     let facts = summary::Facts {
-        served_names: &loaded.served_names,
-        revision: loaded.checkpoint.revision.as_deref(),
+        embedder: loading.embedder.as_ref().map(facts_of),
+        reranker: loading.reranker.as_ref().map(facts_of),
         keys,
         address,
         operators,
         ffmpeg: summary::find_program(&config.media.ffmpeg)
             .filter(|_| summary::find_program(&config.media.ffprobe).is_some()),
+        sandbox,
     };
-    summary::tell(config, info, &facts);
+    summary::tell(config, &facts);
+}
+
+fn facts_of(model: &LoadedModel) -> summary::ModelFacts<'_> {
+    summary::ModelFacts {
+        served_names: &model.served_names,
+        settings: &model.settings,
+        revision: model.checkpoint.revision.as_deref(),
+        info: &model.info,
+        fingerprint: &model.proof.id,
+    }
 }
 
 /// Raises the limit of open files as far as the system lets us: many shells set it to 1024 for programs that use `select`.

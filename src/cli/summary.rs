@@ -4,9 +4,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ServerSettings};
+use crate::config::{Config, ModelSettings, ServerSettings};
 use crate::engine::{CheckpointSource, EngineInfo};
 use crate::media::MediaSettings;
+use crate::media::video::sandbox::Layers;
 use crate::telemetry::LogFormat;
 
 /// Shown before the embedded model is loaded. Nobody may take its vectors for real ones.
@@ -27,12 +28,27 @@ pub(super) fn warn_of_embedded(format: LogFormat) {
     }
 }
 
-/// What the settings do not say.
-pub(super) struct Facts<'a> {
-    /// What clients may call the model.
+/// What is known of a model that is loaded.
+#[derive(Clone, Copy)]
+pub(super) struct ModelFacts<'a> {
+    /// What clients may call it.
     pub served_names: &'a [String],
+    /// Where it comes from.
+    pub settings: &'a ModelSettings,
     /// The commit of the hub.
     pub revision: Option<&'a str>,
+    /// What runs where.
+    pub info: &'a EngineInfo,
+    /// The id of its proof.
+    pub fingerprint: &'a str,
+}
+
+/// What the settings do not say.
+pub(super) struct Facts<'a> {
+    /// What embeds.
+    pub embedder: Option<ModelFacts<'a>>,
+    /// What scores documents.
+    pub reranker: Option<ModelFacts<'a>>,
     /// How many API keys are valid.
     pub keys: usize,
     /// Where the server listens.
@@ -41,11 +57,13 @@ pub(super) struct Facts<'a> {
     pub operators: Option<SocketAddr>,
     /// Where FFmpeg was found, with ffprobe beside it.
     pub ffmpeg: Option<PathBuf>,
+    /// What confines it; nothing when it does not run.
+    pub sandbox: Option<Layers>,
 }
 
 /// Tells what runs.
-pub(super) fn tell(config: &Config, info: &EngineInfo, facts: &Facts<'_>) {
-    let lines = lines(config, info, facts);
+pub(super) fn tell(config: &Config, facts: &Facts<'_>) {
+    let lines = lines(config, facts);
     match config.telemetry.format {
         LogFormat::Text => {
             println!("manifold {}", env!("CARGO_PKG_VERSION"));
@@ -63,46 +81,67 @@ pub(super) fn tell(config: &Config, info: &EngineInfo, facts: &Facts<'_>) {
     }
 }
 
-fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
-    let (limits, batch) = (&config.limits, &config.batch);
-    let origin = match &config.model.source {
+/// The names of a model and where it comes from.
+fn named(model: &ModelFacts<'_>) -> String {
+    let origin = match &model.settings.source {
         CheckpointSource::Embedded => "inside the binary".to_owned(),
         CheckpointSource::Directory(path) => path.display().to_string(),
-        CheckpointSource::Hub { id, .. } => match facts.revision {
+        CheckpointSource::Hub { id, .. } => match model.revision {
             Some(revision) => format!("{id} at {revision}"),
             None => id.clone(),
         },
     };
-    let tokens = limits.max_input_tokens.min(info.max_position_embeddings);
-    let threads = match info.device.as_str() {
-        "cpu" => format!(", {} threads", info.threads),
-        _ => String::new(),
-    };
-    let video = match &facts.ffmpeg {
-        Some(path) => path.display().to_string(),
-        None => "NO FFmpeg found, so video files are refused; frame lists work".to_owned(),
-    };
+    format!("{} ({origin})", model.served_names.join(", "))
+}
+
+/// What is said of the models.
+fn of_models(facts: &Facts<'_>) -> Vec<(&'static str, String)> {
+    let alone = || "none: the reranker is alone".to_owned();
+    let mut lines = vec![("model", facts.embedder.as_ref().map_or_else(alone, named))];
+    if let Some(reranker) = &facts.reranker {
+        lines.push(("reranker", named(reranker)));
+    }
+    let models = [
+        ("embedder", facts.embedder.as_ref()),
+        ("reranker", facts.reranker.as_ref()),
+    ];
+    let present = models
+        .iter()
+        .filter_map(|(task, model)| Some((task, (*model)?)));
+    let prints = present.clone().map(|(task, model)| {
+        let start: String = model.fingerprint.chars().take(12).collect();
+        format!("{start} ({task})")
+    });
+    lines.push(("proof", prints.collect::<Vec<_>>().join(", ")));
+    for (_, ModelFacts { info, .. }) in present.take(1) {
+        let threads = match info.device.as_str() {
+            "cpu" => format!(", {} threads", info.threads),
+            _ => String::new(),
+        };
+        let device = format!("{}, {}{threads}", info.device, info.dtype);
+        lines.push(("device", device));
+    }
+    if let Some(ModelFacts { info, .. }) = &facts.embedder {
+        let (width, parameters) = (info.hidden_size, info.parameters);
+        let vectors = format!("{width} dimensions, {parameters} parameters");
+        lines.push(("vectors", vectors));
+    }
+    lines
+}
+
+fn lines(config: &Config, facts: &Facts<'_>) -> Vec<(&'static str, String)> {
+    let (limits, batch) = (&config.limits, &config.batch);
+    let models = facts.embedder.iter().chain(&facts.reranker);
+    let longest = models.map(|model| model.info.max_position_embeddings).min();
+    let tokens = limits.max_input_tokens.min(longest.unwrap_or(usize::MAX));
+    let video = video(facts);
     let access = match facts.keys {
         0 => "everybody (no API key is set)".to_owned(),
         1 => "1 API key".to_owned(),
         keys => format!("{keys} API keys"),
     };
-    vec![
-        (
-            "model",
-            format!("{} ({origin})", facts.served_names.join(", ")),
-        ),
-        (
-            "device",
-            format!("{}, {}{threads}", info.device, info.dtype),
-        ),
-        (
-            "vectors",
-            format!(
-                "{} dimensions, {} parameters",
-                info.hidden_size, info.parameters
-            ),
-        ),
+    let mut lines = of_models(facts);
+    lines.extend([
         (
             "limits",
             format!(
@@ -124,7 +163,24 @@ fn lines(config: &Config, info: &EngineInfo, facts: &Facts<'_>) -> Vec<(&'static
         ("access", access),
         ("listening", listening(&config.server, facts.address)),
         ("metrics", metrics(config, facts)),
-    ]
+    ]);
+    lines
+}
+
+/// What decodes video files, and what confines it.
+fn video(facts: &Facts<'_>) -> String {
+    let Some(path) = &facts.ffmpeg else {
+        return "NO FFmpeg found, so video files are refused; frame lists work".to_owned();
+    };
+    let path = path.display();
+    match facts.sandbox {
+        None => format!("{path} does NOT run, so video files are refused; frame lists work"),
+        Some(layers) if layers.is_complete() => format!("{path}, confined by: {layers}"),
+        Some(layers) => {
+            let missing = layers.missing().join(", ");
+            format!("{path}, confined by: {layers}; NOT by: {missing}")
+        }
+    }
 }
 
 /// Where the server listens, how, and for how many.
@@ -214,24 +270,42 @@ mod tests {
     }
 
     fn summary_of(ffmpeg: Option<PathBuf>, keys: usize) -> String {
+        summary(ffmpeg, keys, true)
+    }
+
+    fn summary(ffmpeg: Option<PathBuf>, keys: usize, with_embedder: bool) -> String {
         let config = defaults();
         let info = EngineInfo {
             device: "cpu".to_owned(),
             dtype: "bf16",
+            kernels: "x".to_owned(),
             threads: 2,
             hidden_size: 64,
             max_position_embeddings: 4096,
             parameters: 12_345,
+            reuses_prefixes: true,
+        };
+        let names = ["manifold-tiny".to_owned()];
+        let model = ModelFacts {
+            served_names: &names,
+            settings: &config.model,
+            revision: None,
+            info: &info,
+            fingerprint: "0123456789abcdef",
         };
         let facts = Facts {
-            served_names: &["manifold-tiny".to_owned()],
-            revision: None,
+            embedder: with_embedder.then_some(model),
+            reranker: Some(model),
             keys,
             address: SocketAddr::from(([127, 0, 0, 1], 8080)),
             operators: None,
             ffmpeg,
+            sandbox: Some(Layers {
+                limits: true,
+                ..Layers::default()
+            }),
         };
-        let lines = lines(&config, &info, &facts);
+        let lines = lines(&config, &facts);
         lines
             .iter()
             .map(|(what, text)| format!("{what} {text}\n"))
@@ -243,15 +317,28 @@ mod tests {
         let summary = summary_of(Some(PathBuf::from("/usr/bin/ffmpeg")), 2);
         for part in [
             "model manifold-tiny (inside the binary)",
+            "reranker manifold-tiny (inside the binary)",
+            "proof 0123456789ab (embedder), 0123456789ab (reranker)",
             "device cpu, bf16, 2 threads",
             "2048 inputs of 4096 tokens, 67108864 bytes, 300 s",
-            "video /usr/bin/ffmpeg",
+            "video /usr/bin/ffmpeg, confined by: limits; NOT by: no new privileges, network namespace, Landlock, seccomp",
             "access 2 API keys",
             "listening 127.0.0.1:8080, 4096 connections, closed after 20 s",
             "metrics http://127.0.0.1:8080/metrics (with an API key)",
         ] {
             assert!(summary.contains(part), "{part} is missing:\n{summary}");
         }
+    }
+
+    #[test]
+    fn the_summary_of_a_reranker_alone_names_no_embedder() {
+        let summary = summary(None, 0, false);
+        assert!(
+            summary.contains("model none: the reranker is alone"),
+            "{summary}"
+        );
+        assert!(!summary.contains("vectors"), "{summary}");
+        assert!(summary.contains("device cpu, bf16, 2 threads"), "{summary}");
     }
 
     #[test]

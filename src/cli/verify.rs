@@ -1,21 +1,16 @@
-//! `manifold verify`: how far this machine's results are from the reference. In: a [`Config`]. Out: a table, one line a
-//! case, and success only when every line is within its bound.
+//! `manifold verify`: what is computed here, and how far its results are from the reference. In: a [`Config`]. Out: what decides the bits
+//! of an answer, a table with one line a case, and success only when every line is within its bound.
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use serde::Deserialize;
 
-use crate::config::{Config, ConfigArgs};
-use crate::engine::{Checkpoint, Engine};
-use crate::media::{self, MediaSettings, RgbImage};
-use crate::model::{ModelConfig, PackedBatch, Sequence};
-use crate::processor::{ContextLimit, PixelOptions, Processor, Prompt, PromptPart, Truncation};
-use crate::{telemetry, vectors};
+use super::loading::{self, LoadedModel, Loading};
+use super::reference_case::{self, CaseFile, CaseSet, Runner};
+use crate::config::{Config, ConfigArgs, ModelSettings};
+use crate::engine::{CheckpointSource, hash_weights};
+use crate::telemetry;
 
 /// What the operator typed after `verify`.
 #[derive(Debug, clap::Args)]
@@ -23,37 +18,50 @@ pub(super) struct VerifyArgs {
     /// Run only the cases whose name contains this
     #[arg(long, value_name = "TEXT")]
     case: Option<String>,
+    /// Check against values others published of the real 2B embedder and reranker, which are downloaded unless models are named; or
+    /// against those of a file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    published: Option<Option<PathBuf>>,
     #[command(flatten)]
     pub(super) config: ConfigArgs,
 }
 
 /// One comparison with the reference.
 #[derive(Debug, Clone, PartialEq)]
-struct Comparison {
+pub(super) struct Comparison {
     /// The reference case.
-    case: String,
-    /// What was compared: "embedding", "input_ids", …
-    what: String,
+    pub(super) case: String,
+    /// What was compared: "embedding", "score", …
+    pub(super) what: String,
     /// Cosine similarity; `None` where the compared things are not vectors.
-    cosine: Option<f64>,
+    pub(super) cosine: Option<f64>,
     /// Largest absolute difference.
-    max_abs: f64,
+    pub(super) max_abs: f64,
     /// Whether it is within the bound of its kind.
-    ok: bool,
+    pub(super) ok: bool,
 }
+
+/// Models whose values were published.
+const PUBLISHED: [&str; 2] = ["Qwen/Qwen3-VL-Embedding-2B", "Qwen/Qwen3-VL-Reranker-2B"];
 
 /// Computes the cases and prints the table.
 ///
 /// # Errors
-/// When the model cannot be loaded, no case applies, or a case is out of bounds.
+/// When a model cannot be loaded, no case applies, or a case is out of bounds.
 pub(super) fn run(config: &Config, args: &VerifyArgs) -> anyhow::Result<()> {
     let _telemetry = telemetry::init(&config.telemetry)?;
+    let mut config = config.clone();
+    let sets = case_sets(args, &mut config)?;
+    let loading = loading::load(&config)?;
+    let mut out = std::io::stdout().lock();
+    print_proofs(&mut out, &config, &loading)?;
     let named = |row: &Comparison| match &args.case {
         Some(text) => row.case.contains(text.as_str()),
         None => true,
     };
-    let rows: Vec<Comparison> = compare(config)?.into_iter().filter(named).collect();
-    print_table(&mut std::io::stdout().lock(), &rows)?;
+    let rows = compare(&config, &loading, sets)?;
+    let rows: Vec<Comparison> = rows.into_iter().filter(named).collect();
+    print_table(&mut out, &rows)?;
     let failed = rows.iter().filter(|row| !row.ok).count();
     match (rows.len(), failed) {
         (0, _) => bail!("no reference case applies to this checkpoint"),
@@ -62,180 +70,122 @@ pub(super) fn run(config: &Config, args: &VerifyArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Loads the checkpoint, computes the built-in cases that apply to it and compares them.
-fn compare(config: &Config) -> anyhow::Result<Vec<Comparison>> {
-    let checkpoint = Checkpoint::open(&config.model.source)?;
-    let model = checkpoint.model_config()?;
-    let engine = Engine::start(&checkpoint, config.engine)?;
-    let processor = Processor::new(&checkpoint.tokenizer_json, (&model).into())?;
-    let info = engine.info();
-    eprintln!("{} on {}, {}", checkpoint.name, info.device, info.dtype);
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let cases: BuiltIn =
-        serde_json::from_str(CASES).context("the built-in cases cannot be read")?;
-    let mut prepared = Vec::new();
-    for set in cases.sets.into_iter().filter(|set| set.applies(&model)) {
-        eprintln!("{}", set.about);
-        let bound = set.min_cosine.get(info.dtype).copied().unwrap_or(0.99);
-        for case in set.cases {
-            let sequence = case.sequence(&processor, &config.media)?;
-            prepared.push((case, bound, sequence));
+/// The cases that were asked for. Published values are of models that need not be named.
+fn case_sets(args: &VerifyArgs, config: &mut Config) -> anyhow::Result<Vec<CaseSet>> {
+    let path = match &args.published {
+        None => return reference_case::built_in(),
+        Some(None) => {
+            if config.embeds && config.model.source == CheckpointSource::Embedded {
+                let [embedder, reranker] = PUBLISHED.map(|id| published(config, id));
+                config.model = embedder;
+                config.reranker = config.reranker.take().or(Some(reranker));
+            }
+            return reference_case::published();
         }
+        Some(Some(path)) => path,
+    };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{} cannot be read", path.display()))?;
+    let file: CaseFile = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a file of cases", path.display()))?;
+    Ok(file.sets)
+}
+
+fn published(config: &Config, id: &str) -> ModelSettings {
+    ModelSettings {
+        source: CheckpointSource::Hub {
+            id: id.to_owned(),
+            revision: None,
+            offline: config.offline,
+        },
+        served_names: Vec::new(),
     }
+}
+
+/// Computes the cases that apply to what is loaded and compares them.
+fn compare(
+    config: &Config,
+    loading: &Loading,
+    sets: Vec<CaseSet>,
+) -> anyhow::Result<Vec<Comparison>> {
     let mut rows = Vec::new();
-    let mut alone = Vec::new();
-    for (case, bound, sequence) in &prepared {
-        let row = runtime
-            .block_on(engine.encode(PackedBatch::pack([sequence])))?
-            .remove(0)
-            .row;
-        rows.push(case.against(&row, *bound)?);
-        alone.push(row);
-    }
-    if prepared.len() > 1 {
-        let batch = PackedBatch::pack(prepared.iter().map(|(.., sequence)| sequence));
-        let together = runtime.block_on(engine.encode(batch))?;
-        let together: Vec<Vec<f32>> = together.into_iter().map(|encoded| encoded.row).collect();
-        rows.push(batch_against_alone(&together, &alone, info.device == "cpu"));
+    for (task, model) in [
+        ("embedder", loading.embedder.as_ref()),
+        ("reranker", loading.reranker.as_ref()),
+    ] {
+        let Some(model) = model else { continue };
+        let runner = Runner::new(&loading.engine, model, &config.media)?;
+        let before = rows.len();
+        for set in &sets {
+            rows.extend(match task {
+                "embedder" => runner.embed(set)?,
+                _ => runner.rerank(set)?,
+            });
+        }
+        if rows.len() == before {
+            eprintln!(
+                "no reference case applies to the {task} {}",
+                model.checkpoint.name
+            );
+        }
     }
     Ok(rows)
 }
 
-/// The cases inside the binary; `tests/fixtures/scripts/make_verify_cases.py` makes them.
-const CASES: &str = include_str!("../../tests/fixtures/verify/cases.json");
-
-#[derive(Deserialize)]
-struct BuiltIn {
-    sets: Vec<CaseSet>,
-}
-
-/// Cases of one model.
-#[derive(Deserialize)]
-struct CaseSet {
-    about: String,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    vocab_size: usize,
-    min_cosine: BTreeMap<String, f64>,
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    case: String,
-    instruction: Option<String>,
-    parts: Vec<CasePart>,
-    /// The first dimensions of the normalised vector, or all of them.
-    expected: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum CasePart {
-    Text(String),
-    Image(String),
-    Frames(Vec<String>),
-}
-
-impl CaseSet {
-    fn applies(&self, model: &ModelConfig) -> bool {
-        let text = &model.text;
-        (text.hidden_size, text.num_hidden_layers, text.vocab_size)
-            == (self.hidden_size, self.num_hidden_layers, self.vocab_size)
-    }
-}
-
-impl Case {
-    fn sequence(&self, processor: &Processor, media: &MediaSettings) -> anyhow::Result<Sequence> {
-        let pixels = PixelOptions::default();
-        let decode = |text: &String| -> anyhow::Result<RgbImage> {
-            let bytes = BASE64_STANDARD.decode(text)?;
-            Ok(media::image::decode(&bytes, media)?)
-        };
-        let mut parts = Vec::new();
-        for part in &self.parts {
-            parts.push(match part {
-                CasePart::Text(text) => PromptPart::Text(text.clone()),
-                CasePart::Image(image) => {
-                    PromptPart::Image(Arc::new(processor.image(&decode(image)?, &pixels)?))
-                }
-                CasePart::Frames(frames) => {
-                    let frames = frames
-                        .iter()
-                        .map(decode)
-                        .collect::<anyhow::Result<Vec<_>>>()?;
-                    // Source: qwen-vl-utils' rate of a frame list.
-                    PromptPart::Video(processor.list_video(&frames, 2.0, &pixels)?)
-                }
-            });
+/// Tells what decides the bits of the answers of what is loaded.
+fn print_proofs(to: &mut impl Write, config: &Config, loading: &Loading) -> std::io::Result<()> {
+    let models = [
+        ("embedder", loading.embedder.as_ref()),
+        ("reranker", loading.reranker.as_ref()),
+    ];
+    for (task, model) in models {
+        if let Some(model) = model {
+            print_proof(to, task, model)?;
         }
-        let prompt = Prompt {
-            instruction: self.instruction.clone(),
-            parts,
-            raw: false,
-        };
-        let limit = ContextLimit {
-            max_tokens: 32_768,
-            truncation: Truncation::None,
-        };
-        Ok(processor.prepare(&prompt, limit)?.sequence)
     }
-
-    fn against(&self, row: &[f32], bound: f64) -> anyhow::Result<Comparison> {
-        let vector = vectors::truncate(row, None, true)?;
-        let ours: Vec<f64> = vector
-            .iter()
-            .take(self.expected.len())
-            .map(|&x| f64::from(x))
-            .collect();
-        let (cosine, max_abs) = distance(&ours, &self.expected);
-        let what = if self.expected.len() < row.len() {
-            format!("first {}", self.expected.len())
-        } else {
-            "embedding".to_owned()
-        };
-        Ok(Comparison {
-            case: self.case.clone(),
-            what,
-            cosine: Some(cosine),
-            max_abs,
-            ok: cosine >= bound,
-        })
-    }
+    let (limits, batch) = (&config.limits, &config.batch);
+    writeln!(
+        to,
+        "limits: {} inputs of {} tokens a request, {} tokens and {} inputs a pass\n",
+        limits.max_inputs, limits.max_input_tokens, batch.max_tokens, batch.max_sequences
+    )
 }
 
-/// All cases in one batch: the same bits on the CPU, nearly so elsewhere.
-fn batch_against_alone(together: &[Vec<f32>], alone: &[Vec<f32>], exact: bool) -> Comparison {
-    let wide = |rows: &[Vec<f32>]| {
-        rows.iter()
-            .flatten()
-            .map(|&x| f64::from(x))
-            .collect::<Vec<f64>>()
-    };
-    let (cosine, max_abs) = distance(&wide(together), &wide(alone));
-    let ok = if exact {
-        together == alone
-    } else {
-        cosine >= 0.9995
-    };
-    Comparison {
-        case: "all in one batch".to_owned(),
-        what: "each alone".to_owned(),
-        cosine: Some(cosine),
-        max_abs,
-        ok,
-    }
-}
-
-/// Cosine and largest absolute difference.
-fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-    let largest = a
+fn print_proof(to: &mut impl Write, task: &str, model: &LoadedModel) -> std::io::Result<()> {
+    let LoadedModel {
+        checkpoint, proof, ..
+    } = model;
+    let fingerprint = &proof.fingerprint;
+    let pixels: Vec<String> = proof
+        .preprocessing
         .iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f64::max);
-    (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt(), largest)
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    writeln!(to, "{task} {}", checkpoint.name)?;
+    let lines = [
+        (
+            "revision",
+            checkpoint.revision.as_deref().unwrap_or("none").to_owned(),
+        ),
+        ("fingerprint", proof.id.clone()),
+        (
+            "weights",
+            format!("{} (every byte)", hash_weights(checkpoint)),
+        ),
+        (
+            "",
+            format!("{} (a sample of each tensor)", fingerprint.weights),
+        ),
+        ("tokenizer", fingerprint.tokenizer.clone()),
+        ("config", fingerprint.config.clone()),
+        ("numeric", proof.numeric_mode.clone()),
+        ("pixels", pixels.join(", ")),
+        ("template", format!("{:?}", proof.template)),
+    ];
+    for (name, value) in lines {
+        writeln!(to, "  {name:<11} {value}")?;
+    }
+    Ok(())
 }
 
 /// Writes one line a comparison, columns as wide as their longest entry.

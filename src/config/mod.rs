@@ -36,8 +36,14 @@ use values::Values;
 /// Everything the server can be told, decided once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Which checkpoint, under which names.
+    /// Which checkpoint embeds, under which names.
     pub model: ModelSettings,
+    /// Whether it is loaded: not where only a reranker was named.
+    pub embeds: bool,
+    /// Which checkpoint scores documents, under which names.
+    pub reranker: Option<ModelSettings>,
+    /// Whether only what the Hugging Face cache holds is used.
+    pub offline: bool,
     /// Number format, device, threads.
     pub engine: EngineSettings,
     /// How batches are formed.

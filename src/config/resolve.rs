@@ -8,9 +8,9 @@ use super::values::Values;
 use super::{AuthSettings, Config, Inputs, LimitSettings, ModelSettings, ServerSettings};
 use crate::api::TlsFiles;
 use crate::batcher::BatchPolicy;
-use crate::engine::{CheckpointSource, DtypeChoice, EngineSettings};
-use crate::media::MediaSettings;
-use crate::processor::PixelOptions;
+use crate::engine::{CheckpointSource, DtypeChoice, EMBEDDED_NAME, EngineSettings};
+use crate::media::{MediaSettings, TlsRoots};
+use crate::processor::{Excerpt, PixelOptions};
 use crate::telemetry::{self, LogFormat, TelemetrySettings};
 
 impl Config {
@@ -20,24 +20,28 @@ impl Config {
     /// Every fault of every source, in the order file, environment, flags, then contradictions between settings.
     pub fn resolve(inputs: &Inputs<'_>) -> Result<Self, Vec<ConfigFault>> {
         let (values, mut faults) = inputs.stacked();
-        let source = checkpoint_source(&values, inputs.is_directory);
+        let model = model_settings(&values, EMBEDDER, inputs.is_directory);
+        let reranker = model_settings(&values, RERANKER, inputs.is_directory);
         faults.extend(contradictions(&values));
-        match source {
-            Ok(source) if faults.is_empty() => Ok(Self::from_values(&values, source)),
-            Ok(_) => Err(faults),
-            Err(fault) => {
-                faults.push(fault);
+        match (model, reranker) {
+            (Ok(model), Ok(reranker)) if faults.is_empty() => {
+                Ok(Self::from_values(&values, model, reranker))
+            }
+            (model, reranker) => {
+                faults.extend(model.err());
+                faults.extend(reranker.err());
                 Err(faults)
             }
         }
     }
 
-    fn from_values(values: &Values, source: CheckpointSource) -> Self {
+    fn from_values(values: &Values, model: ModelSettings, reranker: ModelSettings) -> Self {
+        let is_named = |keys: ModelKeys| !values.text(keys.id).is_empty();
         Self {
-            model: ModelSettings {
-                source,
-                served_names: values.texts("model.served_names"),
-            },
+            model,
+            embeds: is_named(EMBEDDER) || !is_named(RERANKER),
+            reranker: is_named(RERANKER).then_some(reranker),
+            offline: values.boolean("model.offline"),
             engine: EngineSettings {
                 dtype: match values.text("engine.dtype") {
                     "f32" => DtypeChoice::F32,
@@ -127,6 +131,7 @@ fn pixel_options(values: &Values) -> PixelOptions {
         fps: values.number("processor.fps"),
         max_frames: values.count("processor.max_frames"),
         total_pixels: Some(values.integer("processor.total_pixels")).filter(|pixels| *pixels > 0),
+        excerpt: Excerpt::default(),
     }
 }
 
@@ -141,25 +146,73 @@ fn media_settings(values: &Values) -> MediaSettings {
         allowed_domains: values.texts("media.allowed_domains"),
         allow_private_networks: values.boolean("media.allow_private_networks"),
         allowed_ports: values.ports("media.allowed_ports"),
+        max_redirects: values.count("media.max_redirects"),
         fetch_timeout: values.duration("media.fetch_timeout_ms"),
+        max_fetches: values.count("media.max_fetches"),
+        max_fetches_per_host: values.count("media.max_fetches_per_host"),
+        max_kept_bytes: values.count("cache.max_media_bytes"),
+        tls_roots: match values.text("media.tls_roots") {
+            "webpki" => TlsRoots::Webpki,
+            _ => TlsRoots::System,
+        },
         file_root: values.path("media.file_root"),
+        bmp: values.boolean("media.bmp"),
+        tiff: values.boolean("media.tiff"),
         apply_exif_orientation: values.boolean("media.apply_exif_orientation"),
         ffmpeg: PathBuf::from(values.text("media.ffmpeg")),
         ffprobe: PathBuf::from(values.text("media.ffprobe")),
         video_timeout: values.duration("media.video_timeout_ms"),
+        max_decoder_bytes: values.integer("media.max_decoder_bytes"),
+        max_decoder_seconds: values.integer("media.max_decoder_seconds"),
+        max_video_frames: values.integer("media.max_video_frames"),
+        require_sandbox: values.boolean("media.require_sandbox"),
+        // Not for operators to choose: it is the program that runs.
+        ..MediaSettings::default()
     }
 }
 
-/// A path, an id or nothing. A directory that exists wins over an id of the same spelling.
+/// What says which checkpoint.
+#[derive(Clone, Copy)]
+struct ModelKeys {
+    id: &'static str,
+    revision: &'static str,
+    served_names: &'static str,
+}
+
+const EMBEDDER: ModelKeys = ModelKeys {
+    id: "model.id",
+    revision: "model.revision",
+    served_names: "model.served_names",
+};
+const RERANKER: ModelKeys = ModelKeys {
+    id: "reranker.id",
+    revision: "reranker.revision",
+    served_names: "reranker.served_names",
+};
+
+fn model_settings(
+    values: &Values,
+    keys: ModelKeys,
+    is_directory: &dyn Fn(&Path) -> bool,
+) -> Result<ModelSettings, ConfigFault> {
+    Ok(ModelSettings {
+        source: checkpoint_source(values, keys, is_directory)?,
+        served_names: values.texts(keys.served_names),
+    })
+}
+
+/// A path, an id, the embedded model's name or nothing. A directory that exists wins over an id of the same spelling.
 fn checkpoint_source(
     values: &Values,
+    keys: ModelKeys,
     is_directory: &dyn Fn(&Path) -> bool,
 ) -> Result<CheckpointSource, ConfigFault> {
-    let id = values.text("model.id");
-    let revision = Some(values.text("model.revision")).filter(|revision| !revision.is_empty());
-    let source = if id.is_empty() {
+    let id = values.text(keys.id);
+    let revision = Some(values.text(keys.revision)).filter(|revision| !revision.is_empty());
+    let is_directory = |path: &str| is_directory(Path::new(path));
+    let source = if id.is_empty() || (id == EMBEDDED_NAME && !is_directory(id)) {
         CheckpointSource::Embedded
-    } else if is_directory(Path::new(id)) || id.starts_with(['.', '/', '~']) || id.ends_with('/') {
+    } else if is_directory(id) || id.starts_with(['.', '/', '~']) || id.ends_with('/') {
         CheckpointSource::Directory(PathBuf::from(id))
     } else if is_hub_id(id) {
         CheckpointSource::Hub {
@@ -169,13 +222,16 @@ fn checkpoint_source(
         }
     } else {
         let problem = format!("{id:?} is neither a directory nor a Hugging Face id (owner/name)");
-        return Err(ConfigFault::new(values.origin("model.id"), problem));
+        return Err(ConfigFault::new(values.origin(keys.id), problem));
     };
     match (&source, revision) {
         (CheckpointSource::Hub { .. }, _) | (_, None) => Ok(source),
         (_, Some(revision)) => Err(ConfigFault::new(
-            values.origin("model.revision"),
-            format!("{revision:?} needs a Hugging Face id in model.id, which is {id:?}"),
+            values.origin(keys.revision),
+            format!(
+                "{revision:?} needs a Hugging Face id in {}, which is {id:?}",
+                keys.id
+            ),
         )),
     }
 }
@@ -231,14 +287,15 @@ fn contradictions(values: &Values) -> Vec<ConfigFault> {
             problem,
         ));
     }
-    let names = values.texts("model.served_names");
-    for (index, name) in names.iter().enumerate() {
-        if names[..index].contains(name) {
-            let problem = format!("{name:?} stands twice in model.served_names");
-            faults.push(ConfigFault::new(
-                values.origin("model.served_names"),
-                problem,
-            ));
+    // One list: a name must say which of the models is meant.
+    let mut names: Vec<String> = Vec::new();
+    for keys in [EMBEDDER, RERANKER] {
+        for name in values.texts(keys.served_names) {
+            if names.contains(&name) {
+                let problem = format!("{name:?} stands twice in {}", keys.served_names);
+                faults.push(ConfigFault::new(values.origin(keys.served_names), problem));
+            }
+            names.push(name);
         }
     }
     faults

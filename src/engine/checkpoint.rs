@@ -19,7 +19,7 @@ pub(super) const CONFIG_FILE: &str = "config.json";
 pub(super) const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The name of the model inside the binary.
-const EMBEDDED_NAME: &str = "manifold-tiny";
+pub const EMBEDDED_NAME: &str = "manifold-tiny";
 
 /// Bytes aligned as a mapped file is, which `include_bytes!` alone does not promise.
 #[repr(C, align(64))]

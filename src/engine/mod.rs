@@ -4,33 +4,36 @@ pub mod checkpoint;
 mod device;
 mod download;
 pub mod error;
+mod fingerprint;
 mod heartbeat;
 mod hub;
 mod hub_cache;
 mod pass;
 mod progress;
 mod refusal;
+mod roster;
 #[cfg(test)]
 mod sample_checkpoint;
 mod shards;
 mod sights;
+mod threads;
 
-pub use checkpoint::{Checkpoint, CheckpointSource};
+pub use checkpoint::{Checkpoint, CheckpointSource, EMBEDDED_NAME};
 pub use error::EngineError;
+pub use fingerprint::{Fingerprint, hash_weights, hexadecimal};
 pub use heartbeat::Heartbeat;
+pub use roster::Models;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use pass::{Memory, Prefixes};
+use roster::{Place, Roster};
 use sights::Sights;
+use threads::{Lines, Work, workers};
 
-use crate::kernels::keep_awake;
-use crate::model::{ModelError, PackedBatch, Qwen3VlEncoder};
+use crate::kernels::{Gate, Kernels};
+use crate::model::{ModelError, PackedBatch, Task};
 
 /// Which number format the model computes in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,6 +100,8 @@ pub struct EngineInfo {
     pub device: String,
     /// "f32", "bf16", "int8".
     pub dtype: &'static str,
+    /// The kernels it computes with: of the host with its instruction set, or of a device. The bits of a vector depend on them.
+    pub kernels: String,
     /// CPU threads of a forward pass.
     pub threads: usize,
     /// Width of a vector before truncation.
@@ -105,12 +110,14 @@ pub struct EngineInfo {
     pub max_position_embeddings: usize,
     /// Parameters in use.
     pub parameters: u64,
+    /// Whether what sequences begin with is computed once for all that begin with it.
+    pub reuses_prefixes: bool,
 }
 
 /// What came of one sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// `[hidden_size]`: pooled, after the final norm, not normalised.
+    /// `[hidden_size]`: pooled, after the final norm, not normalised. Of a [`Task::Rerank`] `[1]`: the logit of "yes" over "no".
     pub row: Vec<f32>,
     /// How many of its first tokens were not computed again, their keys and values being kept from an earlier pass.
     pub cached_tokens: usize,
@@ -122,86 +129,80 @@ impl Encoded {
     }
 }
 
-type Outcome = Result<Vec<Encoded>, EngineError>;
-
-/// A batch and where its rows go.
-struct Job {
-    batch: PackedBatch,
-    reply: oneshot::Sender<Outcome>,
-}
-
-/// The handle of the engine thread. Cloning it clones the handle; the thread ends when the last one is dropped.
+/// The handle of the engine's threads. Cloning it clones the handle; they end when the last one is dropped.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    jobs: mpsc::Sender<Job>,
-    info: Arc<EngineInfo>,
+    lines: Lines,
+    infos: Arc<[Option<EngineInfo>; 2]>,
     heart: Heartbeat,
 }
 
 impl Engine {
-    /// Picks the device, loads the weights and starts the thread.
+    /// Picks the device, loads the weights of an embedder and starts the thread.
     ///
     /// # Errors
     /// [`EngineError`] when the device is absent or the weights do not fit the configuration.
     pub fn start(checkpoint: &Checkpoint, settings: EngineSettings) -> Result<Self, EngineError> {
-        let config = checkpoint.model_config()?;
+        let models = Models {
+            embedder: Some(checkpoint),
+            reranker: None,
+        };
+        Self::start_with(models, settings)
+    }
+
+    /// The same with an embedder, a reranker or both. One thread computes for both, so that neither's work waits for a device the
+    /// other's holds.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the device is absent or the weights of a model do not fit its configuration.
+    pub fn start_with(models: Models<'_>, settings: EngineSettings) -> Result<Self, EngineError> {
         let picked = device::pick(settings.device, settings.dtype)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(settings.threads)
-            .thread_name(|i| format!("encoder-{i}"))
+        let refused = |reason: String| EngineError::Device {
+            device: picked.device.clone(),
+            reason,
+        };
+        let gate = Arc::new(Gate::default());
+        let guarded = Arc::clone(&gate);
+        let pool = workers("encoder", settings.threads)
+            .start_handler(move |_| Gate::guard_this_thread(Arc::clone(&guarded)))
             .build()
-            .map_err(|error| EngineError::Device {
-                device: picked.device.clone(),
-                reason: error.to_string(),
-            })?;
-        // Inside the pool: weights are packed by the threads that will multiply them.
-        let encoder =
-            pool.install(|| Qwen3VlEncoder::load(&config, &checkpoint.weights, picked.kernels))?;
-        let head = checkpoint
-            .weights
-            .get("lm_head.weight")
-            .map_or(0, |tensor| tensor.elements());
-        let all: usize = checkpoint
-            .weights
-            .values()
-            .map(|tensor| tensor.elements())
-            .sum();
-        let info = EngineInfo {
+            .map_err(|error| refused(error.to_string()))?;
+        let is_host = matches!(picked.kernels, Kernels::Host { .. });
+        let place = Place {
+            kernels: picked.kernels,
             device: picked.device.clone(),
             dtype: picked.dtype,
             threads: pool.current_num_threads(),
-            hidden_size: config.text.hidden_size,
-            max_position_embeddings: config.text.max_position_embeddings,
-            parameters: (all - head) as u64,
         };
+        // Inside the pool: weights are packed by the threads that will multiply them.
+        let (roster, infos) = pool.install(|| Roster::load(models, &place))?;
         let heart = Heartbeat::new(settings.watchdog);
         let work = Work {
-            encoder,
-            pool,
+            roster,
             memory: Mutex::new(Memory {
                 prefixes: Prefixes::new(settings.max_prefix_bytes),
                 sights: Sights::new(settings.max_vision_bytes),
             }),
             heart: heart.clone(),
         };
-        let (jobs, queue) = mpsc::channel::<Job>();
-        thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || work.run(&Mutex::new(queue)))
-            .map_err(|error| EngineError::Device {
-                device: picked.device,
-                reason: error.to_string(),
-            })?;
+        let lines = if is_host {
+            let between = workers("urgent", settings.threads)
+                .build()
+                .map_err(|error| refused(error.to_string()))?;
+            work.on_the_host(pool, (between, gate))
+        } else {
+            work.on_a_device(pool)
+        };
         Ok(Engine {
-            jobs,
-            info: Arc::new(info),
+            lines: lines.map_err(|error| refused(error.to_string()))?,
+            infos: Arc::new(infos),
             heart,
         })
     }
 
-    /// What runs where.
-    pub fn info(&self) -> &EngineInfo {
-        &self.info
+    /// What computes a task where; `None` where no model for it is loaded.
+    pub fn info(&self, task: Task) -> Option<&EngineInfo> {
+        self.infos[task as usize].as_ref()
     }
 
     /// Whether the thread gets on with its work.
@@ -209,7 +210,8 @@ impl Engine {
         &self.heart
     }
 
-    /// One forward pass: one [`Encoded`] for each sequence, in order. It begins now, not when the future is first polled.
+    /// One forward pass: one [`Encoded`] for each sequence, in order. It begins now, not when the future is first polled. While another is
+    /// under way it comes in between: whoever sends a second before the first is answered wants that.
     ///
     /// # Errors
     /// [`EngineError::Panicked`], [`EngineError::Forward`] or [`EngineError::OutOfMemory`] when the pass failed: the thread lives on.
@@ -218,66 +220,10 @@ impl Engine {
         &self,
         batch: PackedBatch,
     ) -> impl Future<Output = Result<Vec<Encoded>, EngineError>> + Send + use<> {
-        let (reply, rows) = oneshot::channel();
         // From here on: a thread that never takes the batch up has stalled too.
         self.heart.beat();
-        let sent = self.jobs.send(Job { batch, reply }).is_ok();
-        async move {
-            if !sent {
-                return Err(EngineError::Stopped);
-            }
-            rows.await.map_err(|_| EngineError::Stopped)?
-        }
-    }
-}
-
-/// Where batches come from. Locked by the engine thread, or by the pass it waits for.
-type Jobs = Mutex<mpsc::Receiver<Job>>;
-
-/// What the thread works with.
-struct Work {
-    encoder: Qwen3VlEncoder,
-    pool: rayon::ThreadPool,
-    memory: Mutex<Memory>,
-    heart: Heartbeat,
-}
-
-impl Work {
-    /// Until the last handle has gone.
-    fn run(&self, jobs: &Jobs) {
-        loop {
-            let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = next else {
-                return;
-            };
-            self.heart.beat();
-            let pass = || self.answer(job, Some(jobs));
-            self.pool.install(|| keep_awake(pass));
-            self.heart.rest();
-        }
-    }
-
-    /// Computes a batch; with `jobs`, one that comes meanwhile has a pass of its own between two layers of this one. Whoever sends a
-    /// second before the first is answered wants that.
-    fn answer(&self, job: Job, jobs: Option<&Jobs>) {
-        let between = || {
-            self.heart.beat();
-            let jobs = jobs.and_then(|jobs| jobs.try_lock().ok());
-            let next = jobs.and_then(|jobs| jobs.try_recv().ok());
-            // One, not all: the long pass gets on with a layer for each.
-            if let Some(job) = next {
-                self.answer(job, None);
-            }
-        };
-        // The encoder is only read and what is kept is kept whole or not at all, so a panic leaves nothing half-done behind.
-        let pass =
-            AssertUnwindSafe(|| pass::run(&self.encoder, &self.memory, &job.batch, &between));
-        let outcome = match catch_unwind(pass) {
-            Ok(rows) => rows.map_err(|error| EngineError::of_pass(error.to_string())),
-            Err(_) => Err(EngineError::Panicked),
-        };
-        // The receiver may have left; then nobody wants the rows.
-        let _ = job.reply.send(outcome);
+        let rows = self.lines.send(batch);
+        async move { rows.await.map_err(|_| EngineError::Stopped)? }
     }
 }
 

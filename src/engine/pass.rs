@@ -1,10 +1,9 @@
 //! A forward pass, and what it keeps for later ones: keys and values of the prefixes that requests have in common, and what the vision
-//! tower said of pictures that come again.
+//! tower said of pictures that come again. What sequences of one pass have in common is computed once in it.
 //!
 //! In: a [`PackedBatch`]. Out: an [`Encoded`] for each sequence, the same bits whether any of it was at hand or not.
 
-use std::collections::HashSet;
-use std::ops::Range;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
@@ -12,14 +11,45 @@ use candle_core::Result;
 use super::Encoded;
 use super::sights::Sights;
 use crate::kernels::Activations;
-use crate::model::{PackedBatch, Prefix, Qwen3VlEncoder, Reuse, Tenant, VisionFeatures};
+use crate::model::{
+    Beginning, MediaKey, PackedBatch, Past, Prefix, Qwen3VlEncoder, Reuse, Task, Tenant,
+    VisionFeatures,
+};
 use crate::telemetry;
 
-/// Whose prefix, and its tokens.
-type PrefixKey = (Tenant, Vec<u32>);
+/// What a prefix is: whose, for which model, and everything the model reads of it. Positions follow from the tokens and the media's
+/// grids, which their keys cover.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PrefixKey {
+    task: Task,
+    tenant: Tenant,
+    ids: Vec<u32>,
+    media: Vec<MediaKey>,
+}
 
-/// Prefixes by tenant and tokens, the most recently used last. Each tenant has its own: how long a pass takes tells whether a prefix was
-/// at hand, and so whether an instruction was used before.
+impl PrefixKey {
+    /// Of a sequence of a batch; `None` when it has no prefix, or one whose media nobody can tell apart.
+    fn of(batch: &PackedBatch, sequence: usize) -> Option<Self> {
+        let ids = batch.prefix(sequence);
+        if ids.is_empty() {
+            return None;
+        }
+        let media = batch.media_within(sequence, ids.len());
+        Some(PrefixKey {
+            task: batch.task,
+            tenant: batch.tenant(sequence),
+            ids: ids.to_vec(),
+            // No media need no keys, even where the batch has none.
+            media: match media.is_empty() {
+                true => Vec::new(),
+                false => batch.media_keys.get(media)?.to_vec(),
+            },
+        })
+    }
+}
+
+/// Prefixes, the most recently used last. Each tenant has its own: how long a pass takes tells whether a prefix was at hand, and so
+/// whether an instruction was used before.
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
     kept: Vec<(PrefixKey, Arc<Prefix>)>,
@@ -42,10 +72,9 @@ impl Prefixes {
         self.max_bytes == 0
     }
 
-    /// The prefix of exactly these tokens, which is now the most recently used.
-    fn get(&mut self, tenant: Tenant, ids: &[u32]) -> Option<Arc<Prefix>> {
-        let is_it = |(key, _): &(PrefixKey, _)| key.0 == tenant && key.1 == ids;
-        let at = self.kept.iter().position(is_it)?;
+    /// The prefix of that key, which is now the most recently used.
+    fn get(&mut self, wanted: &PrefixKey) -> Option<Arc<Prefix>> {
+        let at = self.kept.iter().position(|(key, _)| key == wanted)?;
         let entry = self.kept.remove(at);
         let prefix = Arc::clone(&entry.1);
         self.kept.push(entry);
@@ -69,76 +98,112 @@ pub(super) struct Memory {
     pub(super) sights: Sights,
 }
 
-/// What of a batch is at hand, and what of it is to be kept.
+/// What of a batch's beginnings is at hand or computed once, and what of them is to be kept.
 #[derive(Debug, Default)]
-struct Recalled {
-    /// For each sequence.
-    past: Vec<Option<Arc<Prefix>>>,
-    /// Prefixes to keep, each with the sequence it is the beginning of.
-    keep: Vec<(PrefixKey, usize)>,
+struct Begun {
+    /// For each sequence, or empty.
+    past: Vec<Past>,
+    /// For each sequence how many of its tokens are not computed for it.
+    cached: Vec<usize>,
+    /// Beginnings that several have or that are kept: the sequence each is computed in, and whether it is kept.
+    beginnings: Vec<(PrefixKey, usize, bool)>,
+}
+
+/// What of a batch's media is at hand, and what of them is to be kept.
+#[derive(Debug, Default)]
+struct Seen {
     /// For each of the media, or empty.
-    seen: Vec<Option<Arc<VisionFeatures>>>,
+    features: Vec<Option<Arc<VisionFeatures>>>,
     /// Media to keep.
-    keep_media: Vec<usize>,
+    keep: Vec<usize>,
 }
 
 impl Memory {
-    fn recall(&mut self, encoder: &Qwen3VlEncoder, batch: &PackedBatch) -> Recalled {
-        let mut recalled = Recalled::default();
-        if !self.prefixes.is_off() {
-            self.recall_prefixes(encoder, batch, &mut recalled);
+    /// Finds what sequences begin with: kept from earlier passes, or the same as another of this one.
+    fn recall_prefixes(&mut self, encoder: &Qwen3VlEncoder, batch: &PackedBatch) -> Begun {
+        let mut begun = Begun {
+            cached: vec![0; batch.sequences()],
+            ..Begun::default()
+        };
+        if self.prefixes.is_off() {
+            return begun;
         }
-        if !self.sights.is_off() && !batch.media_keys.is_empty() {
-            self.recall_sights(encoder, batch, &mut recalled);
-        }
-        recalled
-    }
-
-    fn recall_prefixes(
-        &mut self,
-        encoder: &Qwen3VlEncoder,
-        batch: &PackedBatch,
-        recalled: &mut Recalled,
-    ) {
-        let keep = &mut recalled.keep;
-        let mut room = self.prefixes.max_bytes;
+        let mut leaders: HashMap<PrefixKey, (usize, usize)> = HashMap::new();
         for sequence in 0..batch.sequences() {
-            let (tenant, ids) = (batch.tenant(sequence), batch.prefix(sequence));
-            let known = if ids.is_empty() {
-                None
-            } else {
-                self.prefixes.get(tenant, ids)
+            let Some(key) = PrefixKey::of(batch, sequence) else {
+                begun.past.push(Past::Nothing);
+                continue;
             };
-            // A prefix that several sequences bring is kept once.
-            let is_kept = |(key, _): &(PrefixKey, usize)| key.0 == tenant && key.1 == ids;
-            let is_new = known.is_none() && !keep.iter().any(is_kept);
-            // What does not fit is not even copied, and does not drive out what does.
-            let bytes = encoder.prefix_bytes(ids.len());
-            if is_new && !ids.is_empty() && bytes <= room {
-                room -= bytes;
-                keep.push(((tenant, ids.to_vec()), sequence));
-            }
-            recalled.past.push(known);
+            begun
+                .past
+                .push(if let Some(prefix) = self.prefixes.get(&key) {
+                    begun.cached[sequence] = prefix.tokens;
+                    Past::Kept(prefix)
+                } else if let Some((place, followers)) = leaders.get_mut(&key) {
+                    *followers += 1;
+                    begun.cached[sequence] = key.ids.len();
+                    Past::Beginning(*place)
+                } else {
+                    leaders.insert(key.clone(), (begun.beginnings.len(), 0));
+                    begun.beginnings.push((key, sequence, false));
+                    Past::Nothing
+                });
         }
+        let mut room = self.prefixes.max_bytes;
+        for (key, _, keep) in &mut begun.beginnings {
+            // What does not fit is not even copied, and does not drive out what does.
+            let bytes = encoder.prefix_bytes(key.ids.len());
+            *keep = bytes <= room;
+            room -= if *keep { bytes } else { 0 };
+        }
+        begun.forget_unshared(&leaders);
+        begun
     }
 
-    fn recall_sights(
-        &mut self,
-        encoder: &Qwen3VlEncoder,
-        batch: &PackedBatch,
-        recalled: &mut Recalled,
-    ) {
+    fn recall_sights(&mut self, encoder: &Qwen3VlEncoder, batch: &PackedBatch) -> Seen {
+        let mut seen = Seen::default();
+        if self.sights.is_off() {
+            return seen;
+        }
         let mut kept = HashSet::new();
-        for (i, &key) in batch.media_keys.iter().enumerate() {
-            let tenant = batch.tenant(batch.media_sequences[i]);
-            let known = self.sights.get(tenant, key);
+        for (i, &media) in batch.media_keys.iter().enumerate() {
+            let key = (batch.task, batch.tenant(batch.media_sequences[i]), media);
+            let known = self.sights.get(&key);
             let hits = usize::from(known.is_some());
             telemetry::metrics().cache("vision", hits, 1 - hits);
             let bytes = encoder.feature_bytes(batch.media[i].grid.vision_tokens());
-            if known.is_none() && self.sights.has_room_for(bytes) && kept.insert((tenant, key)) {
-                recalled.keep_media.push(i);
+            if known.is_none() && self.sights.has_room_for(bytes) && kept.insert(key) {
+                seen.keep.push(i);
             }
-            recalled.seen.push(known);
+            seen.features.push(known);
+        }
+        seen
+    }
+}
+
+impl Begun {
+    /// Drops the beginnings that are neither kept nor had by a second sequence.
+    fn forget_unshared(&mut self, leaders: &HashMap<PrefixKey, (usize, usize)>) {
+        let is_used = |(key, _, keep): &(PrefixKey, usize, bool)| {
+            *keep
+                || leaders
+                    .get(key)
+                    .is_some_and(|(_, followers)| *followers > 0)
+        };
+        let mut used = 0;
+        let places: Vec<usize> = self
+            .beginnings
+            .iter()
+            .map(|beginning| {
+                used += usize::from(is_used(beginning));
+                used.saturating_sub(1)
+            })
+            .collect();
+        self.beginnings.retain(is_used);
+        for past in &mut self.past {
+            if let Past::Beginning(place) = past {
+                *place = places[*place];
+            }
         }
     }
 }
@@ -151,7 +216,7 @@ fn locked(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
     memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs a batch, skipping what is kept and keeping what is new.
+/// Runs a batch, skipping what is kept, computing once what sequences have in common, and keeping what is new.
 ///
 /// # Errors
 /// Whatever the device says.
@@ -169,41 +234,44 @@ pub(super) fn run(
         let rows = encoder.forward_traced(batch, &mut beat)?.to_vec2::<f32>()?;
         return Ok(rows.into_iter().map(|row| Encoded::new(row, 0)).collect());
     }
-    let recalled = locked(memory).recall(encoder, batch);
-    let tokens_of = |past: &Option<Arc<Prefix>>| past.as_ref().map_or(0, |past| past.tokens);
-    let mut cached: Vec<usize> = recalled.past.iter().map(tokens_of).collect();
-    cached.resize(batch.sequences(), 0);
+    let begun = locked(memory).recall_prefixes(encoder, batch);
     let trimmed;
-    let rest = if cached.iter().any(|&tokens| tokens > 0) {
-        trimmed = batch.without_first(&cached);
+    let rest = if begun.cached.iter().any(|&tokens| tokens > 0) {
+        trimmed = batch.without_first(&begun.cached);
         &trimmed
     } else {
         batch
     };
-    let rows: Vec<Range<u32>> = recalled
-        .keep
+    let seen = locked(memory).recall_sights(encoder, rest);
+    let beginnings: Vec<Beginning> = begun
+        .beginnings
         .iter()
-        .map(|((_, ids), sequence)| {
+        .map(|(key, sequence, keep)| {
             let start = rest.cu_seqlens[*sequence];
-            start..start + ids.len() as u32
+            Beginning {
+                rows: start..start + key.ids.len() as u32,
+                keep: *keep,
+            }
         })
         .collect();
     let reuse = Reuse {
-        past: &recalled.past,
-        keep: &rows,
-        seen: &recalled.seen,
-        keep_media: &recalled.keep_media,
+        past: &begun.past,
+        beginnings: &beginnings,
+        seen: &seen.features,
+        keep_media: &seen.keep,
     };
     let (pooled, kept) = encoder.forward_reusing(rest, reuse, &mut beat)?;
     let mut memory = locked(memory);
-    for ((key, _), prefix) in recalled.keep.into_iter().zip(kept.prefixes) {
+    let to_keep = begun.beginnings.into_iter().filter(|(.., keep)| *keep);
+    for ((key, ..), prefix) in to_keep.zip(kept.prefixes) {
         memory.prefixes.insert(key, prefix);
     }
-    for (i, features) in recalled.keep_media.into_iter().zip(kept.features) {
-        let tenant = batch.tenant(batch.media_sequences[i]);
-        memory.sights.insert(tenant, batch.media_keys[i], features);
+    for (i, features) in seen.keep.into_iter().zip(kept.features) {
+        let tenant = rest.tenant(rest.media_sequences[i]);
+        let key = (rest.task, tenant, rest.media_keys[i]);
+        memory.sights.insert(key, features);
     }
-    let rows = pooled.to_vec2::<f32>()?.into_iter().zip(cached);
+    let rows = pooled.to_vec2::<f32>()?.into_iter().zip(begun.cached);
     Ok(rows
         .map(|(row, cached)| Encoded::new(row, cached))
         .collect())
@@ -256,6 +324,7 @@ mod tests {
             media,
             vision_rows,
             prefix_tokens: prefix,
+            task: Task::Embed,
         }
     }
 
@@ -276,7 +345,8 @@ mod tests {
                 .map(|sequence| encoder.forward(&PackedBatch::pack([sequence])).unwrap())
                 .map(|row| row.to_vec2::<f32>().unwrap().remove(0))
                 .collect();
-            for cached in [[0; 5], [23, 23, 40, 0, 23]] {
+            // In the first pass one computes what two others begin with too; the second has all at hand.
+            for cached in [[0, 23, 0, 0, 23], [23, 23, 40, 0, 23]] {
                 let batch = PackedBatch::pack(&sequences);
                 let encoded = run(&encoder, &prefixes, &batch, &|| ()).unwrap();
                 for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
@@ -292,6 +362,91 @@ mod tests {
             );
             assert_eq!(alone.unwrap()[0].row, whole[1]);
         }
+    }
+
+    /// A sequence that begins with a picture among text, as a document's after a query with one, and goes on with `own` tokens and
+    /// perhaps another picture.
+    fn after_a_picture(own: u32, image: bool) -> Sequence {
+        let head = sequence((23, 1), 3, true);
+        let mut tail = sequence((0, own), own, image);
+        let prefix_tokens = head.input_ids.len();
+        let mut input_ids = head.input_ids;
+        let start = input_ids.len() as u32;
+        input_ids.append(&mut tail.input_ids);
+        let positions: Vec<u32> = (0..input_ids.len() as u32).collect();
+        let tail_rows = tail.vision_rows.iter().map(|row| start + row);
+        Sequence {
+            position_ids: [positions.clone(), positions.clone(), positions],
+            vision_rows: head.vision_rows.into_iter().chain(tail_rows).collect(),
+            media: head.media.into_iter().chain(tail.media).collect(),
+            input_ids,
+            prefix_tokens,
+            task: Task::Rerank,
+        }
+    }
+
+    #[test]
+    fn rows_after_a_picture_in_common_are_the_bits_of_rows_computed_whole() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let encoder = encoder(precision);
+            let lone = Sequence {
+                task: Task::Rerank,
+                ..sequence((0, 3), 9, true)
+            };
+            let sequences = [
+                after_a_picture(5, true),
+                lone,
+                after_a_picture(300, false),
+                after_a_picture(17, true),
+            ];
+            let prefix = sequences[0].prefix_tokens;
+            let whole: Vec<Vec<f32>> = sequences
+                .iter()
+                .map(|sequence| encoder.forward(&PackedBatch::pack([sequence])).unwrap())
+                .map(|row| row.to_vec2::<f32>().unwrap().remove(0))
+                .collect();
+            for max_vision_bytes in [0, 1 << 30] {
+                // Room for the prefix, and for next to nothing: then it is shared in the pass and not kept.
+                for (max_prefix_bytes, again) in [(1 << 30, prefix), (1, 0)] {
+                    let memory = Mutex::new(Memory {
+                        prefixes: Prefixes::new(max_prefix_bytes),
+                        sights: Sights::new(max_vision_bytes),
+                    });
+                    for first in [0, again] {
+                        let batch = keyed(&sequences, &[1, 1, 2, 1, 1, 2]);
+                        let encoded = run(&encoder, &memory, &batch, &|| ()).unwrap();
+                        let cached = encoded.iter().map(|encoded| encoded.cached_tokens);
+                        assert!(cached.eq([first, 0, prefix, prefix]), "{precision:?}");
+                        for (i, (encoded, whole)) in encoded.iter().zip(&whole).enumerate() {
+                            assert_eq!(&encoded.row, whole, "{precision:?}, sequence {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_beginning_with_another_picture_or_for_another_model_is_another() {
+        let encoder = encoder(Precision::F32);
+        let prefixes = memory(1 << 30);
+        let embed = Sequence {
+            task: Task::Embed,
+            ..after_a_picture(5, false)
+        };
+        let cached = |sequence: &Sequence, key| {
+            let batch = keyed(std::slice::from_ref(sequence), &[key]);
+            run(&encoder, &prefixes, &batch, &|| ()).unwrap()[0].cached_tokens
+        };
+        let rerank = after_a_picture(5, false);
+        let prefix = rerank.prefix_tokens;
+        let found = [(&rerank, 1), (&rerank, 2), (&embed, 1), (&rerank, 1)];
+        let found = found.map(|(sequence, key)| cached(sequence, key));
+        assert_eq!(found, [0, 0, 0, prefix]);
+        // Where nobody says which picture it is, it is none that is known.
+        let unnamed = PackedBatch::pack([&rerank, &rerank]);
+        let rows = run(&encoder, &prefixes, &unnamed, &|| ()).unwrap();
+        assert!(rows.iter().all(|encoded| encoded.cached_tokens == 0));
     }
 
     #[test]

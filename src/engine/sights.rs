@@ -5,10 +5,10 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 
-use crate::model::{MediaKey, Tenant, VisionFeatures};
+use crate::model::{MediaKey, Task, Tenant, VisionFeatures};
 
-/// Whose, and of what.
-type SightKey = (Tenant, MediaKey);
+/// Which model's, whose, and of what.
+pub(super) type SightKey = (Task, Tenant, MediaKey);
 
 #[derive(Debug, Clone)]
 struct ByBytes;
@@ -49,12 +49,12 @@ impl Sights {
         bytes <= self.max_bytes
     }
 
-    pub(super) fn get(&mut self, tenant: Tenant, key: MediaKey) -> Option<Arc<VisionFeatures>> {
-        self.kept.get(&(tenant, key)).cloned()
+    pub(super) fn get(&mut self, key: &SightKey) -> Option<Arc<VisionFeatures>> {
+        self.kept.get(key).cloned()
     }
 
-    pub(super) fn insert(&mut self, tenant: Tenant, key: MediaKey, features: VisionFeatures) {
-        self.kept.insert((tenant, key), Arc::new(features));
+    pub(super) fn insert(&mut self, key: SightKey, features: VisionFeatures) {
+        self.kept.insert(key, Arc::new(features));
     }
 
     #[cfg(test)]

@@ -12,6 +12,7 @@ mod awake;
 mod heads;
 pub(crate) mod host;
 mod linear;
+mod pausing;
 mod plain;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use host::simd::Simd;
 pub use linear::{
     Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
 };
+pub use pausing::Gate;
 pub use weight::{HostTensor, WeightDtype, WeightMap};
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -108,6 +110,24 @@ impl Kernels {
                 .into());
         }
         Ok(HostRows::of(data, width).into())
+    }
+
+    /// The bytes of all `parts`, one after the other, as activations: of each byte what `value` makes of it.
+    ///
+    /// # Shapes
+    /// Together flattened `[rows, width]`, each part whole rows.
+    pub fn bytes(
+        &self,
+        parts: &[&[u8]],
+        width: usize,
+        value: impl Fn(u8) -> f32 + Sync,
+    ) -> Result<Activations> {
+        if self.on_host().is_some() {
+            return Ok(host::bytes(parts, width, value).into());
+        }
+        let bytes = parts.iter().flat_map(|part| part.iter());
+        let values: Vec<f32> = bytes.map(|&byte| value(byte)).collect();
+        self.rows(&values, width)
     }
 
     /// The rows `ids` of a table.

@@ -1,5 +1,10 @@
 //! Why a picture or clip could not be had. Every variant is the client's to mend, except [`MediaError::Internal`].
 
+/// What a client reads of every fetch that came to no answer, whatever the reason: which names exist, which hosts are up and which
+/// addresses they have here is not told.
+pub(super) const UNREACHABLE: &str =
+    "the URL could not be fetched: its host must have a public address and answer with status 200";
+
 /// What went wrong with one media string.
 ///
 /// The text of a variant is what the client reads: our words only, no address, no inner status, no decoder's message.
@@ -11,12 +16,16 @@ pub enum MediaError {
         /// What is wrong with the string.
         reason: String,
     },
-    /// A URL, host, port, address or path the policy refuses.
+    /// A URL, host, port, literal address or path the policy refuses.
     #[error("{reason}")]
     Blocked {
         /// Which rule refused it.
         reason: String,
     },
+    /// A host name leads to an address the policy refuses. It reads like a name that leads nowhere, for whether a name exists
+    /// in the networks of this machine is not the client's to learn; operators count it as blocked.
+    #[error("{}", UNREACHABLE)]
+    AddressRefused,
     /// The bytes could not be fetched or read.
     #[error("{reason}")]
     FetchFailed {

@@ -1,6 +1,6 @@
 //! Pictures: encoded bytes to RGB, by Pillow's rules.
 //!
-//! In: bytes of a JPEG, PNG, WebP or GIF. Out: the RGB samples that `PIL.Image.open` (Pillow 12.3) followed by qwen-vl-utils'
+//! In: bytes of a JPEG, PNG, WebP or GIF, or where the settings say so of a BMP or TIFF. Out: the RGB samples that `PIL.Image.open` (Pillow 12.3) followed by qwen-vl-utils'
 //! `to_rgb` gives, bit for bit: RGBA is pasted on white; of every other mode transparency is dropped and the colours are
 //! converted (`convert("RGB")`).
 //!
@@ -8,17 +8,23 @@
 //! short is an error, never a grey picture. The ratio of the sides (200:1 at most) is the processor's to check: it is a rule of
 //! resizing.
 
+mod bmp;
 mod gif;
 mod jpeg;
 mod png;
+mod tiff;
 mod webp;
+
+pub(super) use gif::reaches_trailer as gif_is_whole;
+pub(super) use webp::is_whole as webp_is_whole;
 
 use ::image::DynamicImage;
 use ::image::metadata::Orientation;
 
 use super::{MediaError, MediaSettings, RgbImage};
 
-const READ_FORMATS: &str = "this server reads JPEG, PNG, WebP and GIF (the first frame)";
+/// See [`held_bytes`].
+const HELD_BYTES_PER_PIXEL: usize = 16;
 
 /// Formats this server reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +33,8 @@ enum Format {
     Png,
     WebP,
     Gif,
+    Bmp,
+    Tiff,
 }
 
 /// A decoded picture and the EXIF block of its file, if it has one (from the TIFF header on).
@@ -45,14 +53,13 @@ struct Decoded {
 /// # Source
 /// `to_rgb` and `fetch_image`, qwen-vl-utils 0.0.14 `vision_process.py`; Pillow 12.3.
 pub fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<RgbImage, MediaError> {
-    if bytes.is_empty() {
-        return Err(invalid("the image is empty (0 bytes)"));
-    }
-    let decoded = match sniff(bytes)? {
+    let decoded = match sniff(bytes, settings)? {
         Format::Jpeg => jpeg::decode(bytes, settings),
         Format::Png => png::decode(bytes, settings),
         Format::WebP => webp::decode(bytes, settings),
         Format::Gif => gif::decode(bytes, settings),
+        Format::Bmp => bmp::decode(bytes, settings),
+        Format::Tiff => tiff::decode(bytes, settings),
     }?;
     // The reference ignores orientation; applying it is the operator's explicit wish.
     let orientation = decoded
@@ -69,8 +76,29 @@ pub fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<RgbImage, MediaE
     }
 }
 
+/// Bytes a picture takes while it is decoded, by its header: the samples as they are stored, at most eight bytes of a pixel, the
+/// decoder's own, and the RGB made of them. For whoever has to find room for them.
+///
+/// # Errors
+/// As [`decode`], whose checks of the header these are.
+pub fn held_bytes(bytes: &[u8], settings: &MediaSettings) -> Result<usize, MediaError> {
+    let (width, height) = match sniff(bytes, settings)? {
+        Format::Jpeg => jpeg::size(bytes),
+        Format::Png => png::size(bytes),
+        Format::WebP => webp::size(bytes),
+        Format::Gif => gif::size(bytes),
+        Format::Bmp => bmp::size(bytes),
+        Format::Tiff => tiff::size(bytes),
+    }?;
+    check_size(width, height, settings)?;
+    Ok(width as usize * height as usize * HELD_BYTES_PER_PIXEL)
+}
+
 /// The format by its first bytes; what a client called it is never asked.
-fn sniff(bytes: &[u8]) -> Result<Format, MediaError> {
+fn sniff(bytes: &[u8], settings: &MediaSettings) -> Result<Format, MediaError> {
+    if bytes.is_empty() {
+        return Err(invalid("the image is empty (0 bytes)"));
+    }
     let begins = |magic: &[u8]| bytes.starts_with(magic);
     let riff_webp = begins(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
     let found = if begins(b"\xff\xd8\xff") {
@@ -81,6 +109,10 @@ fn sniff(bytes: &[u8]) -> Result<Format, MediaError> {
         return Ok(Format::WebP);
     } else if begins(b"GIF87a") || begins(b"GIF89a") {
         return Ok(Format::Gif);
+    } else if settings.bmp && begins(b"BM") {
+        return Ok(Format::Bmp);
+    } else if settings.tiff && (begins(b"II*\0") || begins(b"MM\0*")) {
+        return Ok(Format::Tiff);
     } else if [
         &b"\xff\xd8\xff"[..],
         b"\x89PNG\r\n\x1a\n",
@@ -96,10 +128,16 @@ fn sniff(bytes: &[u8]) -> Result<Format, MediaError> {
     } else {
         other_format(bytes)
     };
-    let reason = match found {
-        Some(name) => format!("the image is {name}: {READ_FORMATS}"),
-        None => format!("the image is of no known format: {READ_FORMATS}"),
+    let more = match (settings.bmp, settings.tiff) {
+        (false, false) => "",
+        (true, false) => ", and BMP",
+        (false, true) => ", and TIFF",
+        (true, true) => ", and BMP and TIFF",
     };
+    let reason = format!(
+        "the image is {}: this server reads JPEG, PNG, WebP and GIF (the first frame){more}",
+        found.unwrap_or("of no known format")
+    );
     Err(MediaError::Unsupported { reason })
 }
 
@@ -172,7 +210,7 @@ pub(super) fn check_size(
 ///
 /// # Source
 /// Pillow's `paste` with a mask (`Paste.c`, `BLEND`): `t = in·a + out·(255 - a) + 128`, result `((t >> 8) + t) >> 8`.
-fn flatten_on_white(rgba: &[u8]) -> Vec<u8> {
+pub(super) fn flatten_on_white(rgba: &[u8]) -> Vec<u8> {
     rgba.chunks_exact(4)
         .flat_map(|pixel| {
             let alpha = u32::from(pixel[3]);
@@ -184,6 +222,15 @@ fn flatten_on_white(rgba: &[u8]) -> Vec<u8> {
         .collect()
 }
 
+/// Samples of a layout that is not read, though their format is.
+fn unsupported_layout(format: &str) -> MediaError {
+    MediaError::Unsupported {
+        reason: format!(
+            "the image is a {format} of a kind this server does not read: convert it to PNG"
+        ),
+    }
+}
+
 fn invalid(reason: &str) -> MediaError {
     MediaError::InvalidImage {
         reason: reason.to_owned(),
@@ -191,7 +238,7 @@ fn invalid(reason: &str) -> MediaError {
 }
 
 /// An image of samples whose count follows from the size; a decoder that gave another count is at fault.
-fn assemble(width: u32, height: u32, rgb: Vec<u8>) -> Result<RgbImage, MediaError> {
+pub(super) fn assemble(width: u32, height: u32, rgb: Vec<u8>) -> Result<RgbImage, MediaError> {
     RgbImage::from_raw(width, height, rgb)
         .ok_or_else(|| invalid("the image holds fewer samples than its size says"))
 }

@@ -17,6 +17,28 @@ pub struct MediaLoader {
     max_bytes: usize,
 }
 
+/// Bytes, and where they are from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedMedia {
+    /// What it holds.
+    pub bytes: Bytes,
+    /// Where that was.
+    pub origin: Origin,
+}
+
+/// Where bytes were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// In the request itself.
+    Inline,
+    /// In a file.
+    File,
+    /// At a URL.
+    Fetched,
+    /// Here since an earlier fetch; the URL's server says that they are the same.
+    Kept,
+}
+
 impl MediaLoader {
     /// Builds the one HTTP client of this program.
     ///
@@ -37,29 +59,54 @@ impl MediaLoader {
         })
     }
 
-    /// The bytes of a source.
+    /// Whether a source would be loaded, by what it says: nothing is resolved, dialled or opened.
     ///
     /// # Errors
-    /// [`MediaError::Blocked`] when the policy refuses it, [`MediaError::FetchFailed`], [`MediaError::TooLarge`].
-    pub async fn load(&self, source: &MediaSource) -> Result<Bytes, MediaError> {
+    /// [`MediaError::Blocked`] when the policy refuses it, [`MediaError::TooLarge`].
+    pub fn permits(&self, source: &MediaSource) -> Result<(), MediaError> {
         match source {
+            MediaSource::Inline(bytes) => within(bytes.len() as u64, self.max_bytes),
+            MediaSource::Url(url) => self.fetcher()?.permits(url),
+            MediaSource::File(url) => self.file_root()?.permits(url),
+        }
+    }
+
+    /// The bytes of a source. What is kept of one owner's media serves no other's.
+    ///
+    /// # Errors
+    /// [`MediaError::Blocked`] when the policy refuses it, [`MediaError::AddressRefused`], [`MediaError::FetchFailed`],
+    /// [`MediaError::TooLarge`].
+    pub async fn load(&self, source: &MediaSource, owner: u128) -> Result<LoadedMedia, MediaError> {
+        let (bytes, origin) = match source {
             MediaSource::Inline(bytes) => {
                 within(bytes.len() as u64, self.max_bytes)?;
-                Ok(bytes.clone())
+                (bytes.clone(), Origin::Inline)
             }
-            MediaSource::Url(url) => match &self.fetcher {
-                Some(fetcher) => fetcher.fetch(url).await,
-                None => Err(blocked(
-                    "this server does not fetch URLs: send the bytes as a data: URI",
-                )),
-            },
-            MediaSource::File(url) => match &self.file_root {
-                Some(root) => root.read(url, self.max_bytes).await,
-                None => Err(blocked(
-                    "this server reads no files: send the bytes as a data: URI",
-                )),
-            },
-        }
+            MediaSource::Url(url) => {
+                let fetched = self.fetcher()?.fetch(url, owner).await?;
+                match fetched.was_kept {
+                    true => (fetched.body, Origin::Kept),
+                    false => (fetched.body, Origin::Fetched),
+                }
+            }
+            MediaSource::File(url) => {
+                let bytes = self.file_root()?.read(url, self.max_bytes).await?;
+                (bytes, Origin::File)
+            }
+        };
+        Ok(LoadedMedia { bytes, origin })
+    }
+
+    fn fetcher(&self) -> Result<&Fetcher, MediaError> {
+        self.fetcher.as_ref().ok_or_else(|| {
+            blocked("this server does not fetch URLs: send the bytes as a data: URI")
+        })
+    }
+
+    fn file_root(&self) -> Result<&FileRoot, MediaError> {
+        self.file_root
+            .as_ref()
+            .ok_or_else(|| blocked("this server reads no files: send the bytes as a data: URI"))
     }
 }
 

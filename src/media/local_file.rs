@@ -1,14 +1,15 @@
 //! Files beneath the one directory the operator allows.
 //!
 //! In: a `file://` URL. Out: the file's bytes. A path outside the directory is refused before the file system is asked about it,
-//! so its existence is not told; a symbolic link that leads outside is refused after.
+//! so its existence is not told; a symbolic link that leads outside is refused after. What is opened is what was checked: the resolved path is
+//! walked from the directory down, and a link that somebody puts into it meanwhile is not followed.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
+use rustix::fs::{Mode, OFlags, open, openat};
 use url::Url;
 
 use super::MediaError;
@@ -48,6 +49,11 @@ impl FileRoot {
         })
     }
 
+    /// Whether a URL names a path beneath the root.
+    pub(super) fn permits(&self, url: &Url) -> Result<(), MediaError> {
+        self.checked_path(url).map(|_| ())
+    }
+
     /// The bytes of a file, read off the async threads.
     pub(super) async fn read(&self, url: &Url, max_bytes: usize) -> Result<Bytes, MediaError> {
         let path = self.checked_path(url)?;
@@ -75,15 +81,11 @@ impl FileRoot {
         if !real.starts_with(&self.real) {
             return Err(blocked(OUTSIDE));
         }
-        // Asked before opening: opening a pipe would wait for its writer.
-        let expected = fs::symlink_metadata(&real).map_err(unreadable)?;
-        if !expected.is_file() {
-            return Err(blocked("only regular files are read"));
-        }
-        let file = File::open(&real).map_err(unreadable)?;
+        let beneath = real.strip_prefix(&self.real).unwrap_or(Path::new(""));
+        let file = open_beneath(&self.real, beneath).map_err(unreadable)?;
         let opened = file.metadata().map_err(unreadable)?;
-        if !is_same_file(&expected, &opened) {
-            return Err(failed(UNREADABLE));
+        if !opened.is_file() {
+            return Err(blocked("only regular files are read"));
         }
         within(opened.len(), max_bytes)?;
         let mut bytes = Vec::with_capacity(opened.len() as usize);
@@ -95,9 +97,20 @@ impl FileRoot {
     }
 }
 
-/// Whether what was opened is what was checked: a link put in its place in between would lead elsewhere.
-fn is_same_file(left: &Metadata, right: &Metadata) -> bool {
-    left.dev() == right.dev() && left.ino() == right.ino()
+/// Opens what lies at `path`, which was resolved before, beneath `root`: each step from the directory before it, and over no link.
+fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
+    let step = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let mut at = open(root, step | OFlags::DIRECTORY, Mode::empty())?;
+    let mut steps = path.components().peekable();
+    while let Some(name) = steps.next() {
+        let kind = match steps.peek() {
+            Some(_) => OFlags::DIRECTORY,
+            // Opening a pipe would wait for its writer, and a terminal would become ours.
+            None => OFlags::NONBLOCK | OFlags::NOCTTY,
+        };
+        at = openat(&at, name.as_os_str(), step | kind, Mode::empty())?;
+    }
+    Ok(File::from(at))
 }
 
 #[cfg(test)]
@@ -105,6 +118,7 @@ mod tests {
     use super::*;
     use crate::media::{MediaLoader, MediaSettings, MediaSource};
     use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
 
     async fn load(root: &Path, url: &str) -> Result<Bytes, MediaError> {
         let settings = MediaSettings {
@@ -114,8 +128,9 @@ mod tests {
         };
         MediaLoader::new(&settings)
             .unwrap()
-            .load(&MediaSource::parse(url, 100).unwrap())
+            .load(&MediaSource::parse(url, 100).unwrap(), 0)
             .await
+            .map(|loaded| loaded.bytes)
     }
 
     fn is_outside(result: &Result<Bytes, MediaError>) -> bool {
@@ -187,11 +202,46 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn a_link_put_into_a_resolved_path_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        fs::create_dir_all(root.join("sub")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(root.join("sub/a"), b"inside").unwrap();
+        fs::write(outside.join("a"), b"outside").unwrap();
+        assert!(open_beneath(&root, Path::new("sub/a")).is_ok());
+        // What somebody who may write there does after the path was resolved.
+        fs::remove_file(root.join("sub/a")).unwrap();
+        symlink(outside.join("a"), root.join("sub/a")).unwrap();
+        assert!(open_beneath(&root, Path::new("sub/a")).is_err());
+        fs::remove_dir_all(root.join("sub")).unwrap();
+        symlink(&outside, root.join("sub")).unwrap();
+        assert!(open_beneath(&root, Path::new("sub/a")).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let _socket = UnixListener::bind(root.join("socket")).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(root.join("pipe"))
+            .status();
+        assert!(made.unwrap().success());
+        for name in ["socket", "pipe", ""] {
+            let url = format!("file://{}/{name}", root.display());
+            let loading = load(root, &url);
+            let loaded = tokio::time::timeout(std::time::Duration::from_secs(5), loading).await;
+            assert!(loaded.expect("it waits").is_err(), "{name}");
+        }
+    }
+
     #[tokio::test]
     async fn without_a_root_no_file_is_read() {
         let loader = MediaLoader::new(&MediaSettings::default()).unwrap();
         let result = loader
-            .load(&MediaSource::parse("file:///etc/passwd", 100).unwrap())
+            .load(&MediaSource::parse("file:///etc/passwd", 100).unwrap(), 0)
             .await;
         assert!(matches!(result, Err(MediaError::Blocked { .. })));
     }

@@ -13,7 +13,7 @@ use url::Url;
 use super::MediaError;
 
 /// Longest URL that is parsed, in bytes. The same bound as most HTTP servers put on a request line.
-const MAX_URL_BYTES: usize = 8 << 10;
+pub(super) const MAX_URL_BYTES: usize = 8 << 10;
 /// How much of a string that is none of ours an error repeats.
 const SHOWN_CHARS: usize = 32;
 const EXPECTED: &str = "expected a data: URI, base64, or an http://, https:// or file:// URL";

@@ -1,25 +1,28 @@
 //! Video files: probed and decoded by FFmpeg in a child process.
 //!
-//! In: bytes of an mp4, mov, webm or mkv file. Out: its frame count and rate, and the frames asked for as RGB, bit-equal to
-//! decord's, with which the reference reads videos.
+//! In: bytes of an mp4, mov, webm or mkv file, or of an animated GIF or WebP (`animation`). Out: its frame count and rate, and the
+//! frames asked for as RGB, bit-equal to decord's, with which the reference reads videos.
 //!
-//! FFmpeg is never linked: its decoders run outside this process, on a file without a name, with the container format we saw
-//! ourselves forced, so that no playlist format can make it open other files. (Limits on its memory and system calls belong to
-//! the operator's container for now.)
+//! FFmpeg is never linked: its decoders run outside this process, in a [`sandbox`] that says why, on a file without a name, with the
+//! container format we saw ourselves forced, so that no playlist format can make it open other files.
 
+mod animation;
 mod child;
+mod ffmpeg;
 mod probe;
+pub mod sandbox;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 
 use bytes::Bytes;
 
+use self::animation::Animation;
 use self::child::{Ended, Job};
+use self::ffmpeg::{Container, Rotation};
+use self::sandbox::Layers;
 use super::{MediaError, MediaSettings, RgbImage};
 
-/// Threads of one decoder: enough to overlap decoding and conversion, few enough for several clips at once.
-const DECODER_THREADS: usize = 2;
 /// Pixels of all frames held at once, in multiples of the largest allowed picture: 16 × 50 megapixels are 2.4 GB of RGB.
 const HELD_PICTURES: u64 = 16;
 
@@ -41,31 +44,66 @@ pub struct VideoInfo {
 pub struct VideoFile {
     /// What the container says.
     pub info: VideoInfo,
-    container: Container,
-    rotation: Rotation,
-    file: File,
+    stored: Stored,
     settings: MediaSettings,
 }
 
-/// The containers that are read, each of which is one FFmpeg demuxer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Container {
-    Mov,
-    Matroska,
-}
-
-/// How frames are turned before they are shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rotation {
-    None,
-    Clockwise,
-    Half,
-    CounterClockwise,
+/// What the frames are decoded from.
+#[derive(Debug)]
+enum Stored {
+    /// By FFmpeg.
+    File {
+        container: Container,
+        rotation: Rotation,
+        file: File,
+    },
+    /// Here.
+    Animation(Animation),
 }
 
 /// Whether both FFmpeg programs are there; a server without them still reads pictures and frame lists.
 pub fn available(settings: &MediaSettings) -> bool {
     child::find(&settings.ffmpeg).is_some() && child::find(&settings.ffprobe).is_some()
+}
+
+/// Tells which layers of the sandbox hold, and starts both FFmpeg programs in it, which shows that they run there. Blocks for some
+/// tenths of a second.
+///
+/// # Errors
+/// [`MediaError::Unsupported`] when a program is not installed or does not run confined, [`MediaError::Internal`] when this program
+/// cannot start itself.
+pub fn check_sandbox(settings: &MediaSettings) -> Result<Layers, MediaError> {
+    let nothing = tempfile::tempfile().map_err(MediaError::Internal)?;
+    let run = |command| {
+        let job = Job {
+            command,
+            input: &nothing,
+            time: settings.video_timeout,
+        };
+        child::run(job, |output| {
+            child::read_all(output, probe::MAX_REPORT_BYTES).map_err(MediaError::Internal)
+        })
+    };
+    let Ended::Well(names) = run(child::telling_layers(settings)?)? else {
+        let reason = "the decoder process could not be started";
+        return Err(MediaError::Internal(std::io::Error::other(reason)));
+    };
+    let layers = Layers::parse(&String::from_utf8_lossy(&names));
+    if settings.require_sandbox && !layers.is_complete() {
+        return Ok(layers);
+    }
+    for program in [&settings.ffprobe, &settings.ffmpeg] {
+        let asked = child::confined(program, vec!["-version".to_owned()], settings)?;
+        if !matches!(run(asked)?, Ended::Well(_)) {
+            return Err(MediaError::Unsupported {
+                reason: format!(
+                    "{} does not run confined: it must be a program, not a script, with its libraries where the system keeps them",
+                    program.display()
+                ),
+            });
+        }
+    }
+    Ok(layers)
 }
 
 impl VideoFile {
@@ -74,13 +112,17 @@ impl VideoFile {
     /// # Errors
     /// [`MediaError::Unsupported`] (also when FFmpeg is not installed), [`MediaError::InvalidVideo`], [`MediaError::TooLarge`].
     pub fn open(bytes: Bytes, settings: &MediaSettings) -> Result<Self, MediaError> {
+        if let Some(animation) = Animation::sniff(&bytes) {
+            return Ok(Self {
+                info: animation.probe(settings)?,
+                stored: Stored::Animation(animation),
+                settings: settings.clone(),
+            });
+        }
         let container = sniff(&bytes)?;
-        // Unlinked from the start: nothing is left behind, whatever happens to this process.
-        let mut file = tempfile::tempfile().map_err(MediaError::Internal)?;
-        file.write_all(&bytes).map_err(MediaError::Internal)?;
+        let file = nameless(&bytes).map_err(MediaError::Internal)?;
         let job = Job {
-            program: &settings.ffprobe,
-            args: probe::args(container),
+            command: child::confined(&settings.ffprobe, probe::args(container), settings)?,
             input: &file,
             time: settings.video_timeout,
         };
@@ -95,9 +137,11 @@ impl VideoFile {
         let (info, rotation) = probe::read_report(&report, settings)?;
         Ok(Self {
             info,
-            container,
-            rotation,
-            file,
+            stored: Stored::File {
+                container,
+                rotation,
+                file,
+            },
             settings: settings.clone(),
         })
     }
@@ -148,25 +192,35 @@ impl VideoFile {
                 limit: self.settings.max_frames as u64,
             });
         }
-        let pixels = frames as u64 * u64::from(self.info.width) * u64::from(self.info.height);
-        let limit = self.settings.max_pixels.saturating_mul(HELD_PICTURES);
-        if pixels > limit {
-            return Err(MediaError::TooLarge {
-                what: "size of the video in pixels (frames x width x height)",
-                value: pixels,
-                limit,
-            });
-        }
-        Ok(())
+        check_held(
+            frames as u64,
+            (self.info.width, self.info.height),
+            &self.settings,
+        )
+    }
+
+    /// Bytes that so many frames take while they are held, for whoever has to find room for them.
+    pub fn held_bytes(&self, frames: usize) -> usize {
+        let pixels = u64::from(self.info.width) * u64::from(self.info.height);
+        usize::try_from(pixels.saturating_mul(3))
+            .map_or(usize::MAX, |bytes| bytes.saturating_mul(frames))
     }
 
     /// Decodes the frames at `wanted` (ascending, no repeats).
     fn decode(&self, wanted: &[u64]) -> Result<Vec<RgbImage>, MediaError> {
+        let (container, rotation, file) = match &self.stored {
+            Stored::Animation(animation) => return animation.frames(wanted, &self.settings),
+            Stored::File {
+                container,
+                rotation,
+                file,
+            } => (*container, *rotation, file),
+        };
         let (width, height) = (self.info.width, self.info.height);
+        let args = ffmpeg::decode_args(&self.info, wanted, container, rotation);
         let job = Job {
-            program: &self.settings.ffmpeg,
-            args: self.decode_args(wanted),
-            input: &self.file,
+            command: child::confined(&self.settings.ffmpeg, args, &self.settings)?,
+            input: file,
             time: self.settings.video_timeout,
         };
         let ended = child::run(job, |output| {
@@ -189,76 +243,16 @@ impl VideoFile {
             Ended::TimedOut => Err(too_slow()),
         }
     }
-
-    /// FFmpeg's arguments for raw RGB of the wanted frames.
-    ///
-    /// Measured against decord 0.6 (FFmpeg 4.x inside): for 8-bit 4:2:0, 4:2:2 and 4:4:4 every scaler gives decord's samples except
-    /// with `accurate_rnd`; for 10 bits only `bilinear`, decord's own choice, does. Equal with FFmpeg 4.2, 5.1 and 9.0 (9.0 differs in
-    /// 10-bit video). decord turns frames as the container says, which is done here by name so that no version does it otherwise.
-    fn decode_args(&self, wanted: &[u64]) -> Vec<String> {
-        let (width, height) = (self.info.width, self.info.height);
-        let chosen: Vec<String> = wanted
-            .iter()
-            .map(|index| format!("eq(n\\,{index})"))
-            .collect();
-        // Chosen first, so that only what is wanted is turned and converted. The chosen frames then get the times of a steady rate:
-        // every FFmpeg passes those on one by one, whereas the option that says so (`-vsync`, `-fps_mode`) has changed its name.
-        let filters = format!(
-            "select={},settb=1/25,setpts=N,fps=25,{}scale={width}:{height}:flags=bilinear,format=rgb24",
-            chosen.join("+"),
-            self.rotation.filter()
-        );
-        let threads = DECODER_THREADS.to_string();
-        let count = wanted.len().to_string();
-        let mut args = vec![
-            "-nostdin".to_owned(),
-            "-threads".to_owned(),
-            threads,
-            "-noautorotate".to_owned(),
-        ];
-        args.extend(input_args(self.container, self.settings.max_pixels));
-        args.extend(
-            [
-                "-map",
-                "0:V:0",
-                "-an",
-                "-sn",
-                "-dn",
-                "-xerror",
-                "-vf",
-                &filters,
-                "-frames:v",
-                &count,
-            ]
-            .map(str::to_owned),
-        );
-        args.extend(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"].map(str::to_owned));
-        args
-    }
 }
 
-/// What both programs are told of their input: how to read it, and that they may open nothing else.
-fn input_args(container: Container, max_pixels: u64) -> Vec<String> {
-    let demuxer = match container {
-        Container::Mov => "mov",
-        Container::Matroska => "matroska",
-    };
-    let pixels = max_pixels.to_string();
-    // `/dev/stdin` is the file itself, so it can be sought in, which mp4 files with their index at the end need.
-    [
-        "-v",
-        "error",
-        "-max_pixels",
-        &pixels,
-        "-protocol_whitelist",
-        "file,pipe",
-        "-f",
-        demuxer,
-        "-i",
-        "file:/dev/stdin",
-    ]
-    .map(str::to_owned)
-    .to_vec()
+/// A file of these bytes that can be read and no more, and that goes with its last descriptor, whatever happens to this process.
+fn nameless(bytes: &[u8]) -> std::io::Result<File> {
+    let named = tempfile::NamedTempFile::new()?;
+    let readable = File::open(named.path())?;
+    let (mut writable, path) = named.into_parts();
+    path.close()?;
+    writable.write_all(bytes)?;
+    Ok(readable)
 }
 
 /// The container by its first bytes: an ISO base media `ftyp` box, or an EBML header.
@@ -276,37 +270,33 @@ fn sniff(bytes: &[u8]) -> Result<Container, MediaError> {
     } else if bytes.starts_with(b"\x1a\x45\xdf\xa3") {
         Ok(Container::Matroska)
     } else {
-        Err(MediaError::Unsupported {
-            reason: "the video is of no known format: this server reads mp4, mov, webm and mkv files, and lists of frames".to_owned(),
-        })
+        Err(not_a_video("of no known format"))
     }
 }
 
-impl Rotation {
-    /// From the degrees counter-clockwise that FFmpeg reports; quarters only, as in decord.
-    fn from_degrees(degrees: f64) -> Self {
-        match (-degrees).rem_euclid(360.0).round() as u32 {
-            90 => Self::Clockwise,
-            180 => Self::Half,
-            270 => Self::CounterClockwise,
-            _ => Self::None,
-        }
+/// Refuses frames that would not fit in memory together.
+fn check_held(
+    frames: u64,
+    (width, height): (u32, u32),
+    settings: &MediaSettings,
+) -> Result<(), MediaError> {
+    let pixels = frames.saturating_mul(u64::from(width) * u64::from(height));
+    let limit = settings.max_pixels.saturating_mul(HELD_PICTURES);
+    if pixels > limit {
+        return Err(MediaError::TooLarge {
+            what: "size of the video in pixels (frames x width x height)",
+            value: pixels,
+            limit,
+        });
     }
+    Ok(())
+}
 
-    fn filter(self) -> &'static str {
-        match self {
-            Self::None => "",
-            Self::Clockwise => "transpose=clock,",
-            Self::Half => "hflip,vflip,",
-            Self::CounterClockwise => "transpose=cclock,",
-        }
-    }
-
-    fn turned(self, width: u32, height: u32) -> (u32, u32) {
-        match self {
-            Self::None | Self::Half => (width, height),
-            Self::Clockwise | Self::CounterClockwise => (height, width),
-        }
+fn not_a_video(found: &str) -> MediaError {
+    MediaError::Unsupported {
+        reason: format!(
+            "the video is {found}: this server reads mp4, mov, webm and mkv files, animated GIF and WebP, and lists of frames"
+        ),
     }
 }
 
@@ -321,6 +311,3 @@ fn too_slow() -> MediaError {
         reason: "the video takes too long to decode".to_owned(),
     }
 }
-
-#[cfg(test)]
-mod tests;

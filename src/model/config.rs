@@ -24,6 +24,8 @@ pub struct ModelConfig {
     pub vision_start_token_id: u32,
     /// `vision_end_token_id`.
     pub vision_end_token_id: u32,
+    /// Whether the head of the language model is its embedding table, where the checkpoint has no head of its own.
+    pub tie_word_embeddings: bool,
 }
 
 /// The language model; fields keep the checkpoint's names.
@@ -84,6 +86,8 @@ struct RawConfig {
     video_token_id: u32,
     vision_start_token_id: u32,
     vision_end_token_id: u32,
+    #[serde(default)]
+    tie_word_embeddings: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -191,6 +195,8 @@ impl ModelConfig {
             video_token_id: raw.video_token_id,
             vision_start_token_id: raw.vision_start_token_id,
             vision_end_token_id: raw.vision_end_token_id,
+            // Source: the default of Qwen3VLConfig, transformers 4.57.
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
         })
     }
 }

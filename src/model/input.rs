@@ -50,6 +50,21 @@ pub struct Patches {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tenant(pub u128);
 
+/// What a sequence is computed for, which says by which of the engine's models.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Task {
+    /// Its embedding.
+    #[default]
+    Embed,
+    /// How relevant the document in it is to the query in it.
+    Rerank,
+}
+
+impl Task {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Task; 2] = [Task::Embed, Task::Rerank];
+}
+
 /// One input, tokenised and positioned.
 ///
 /// `vision_rows[i]` is the position in `input_ids` that the i-th merged vision token of `media` (all media, in order) fills;
@@ -64,10 +79,12 @@ pub struct Sequence {
     pub media: Vec<Arc<Patches>>,
     /// `[vision_tokens]`, ascending.
     pub vision_rows: Vec<u32>,
-    /// How many of the first `input_ids` are the template's own: text at positions 0, 1, 2, …, the same ids for every input with
-    /// this instruction up to that many, so what the encoder keeps of them serves the next input too. Fewer than all tokens; 0 where
-    /// there is no template.
+    /// How many of the first `input_ids` other inputs begin with too: the template with the instruction, before a document also the
+    /// query with its media, all of each or none. What the encoder keeps of them serves the next such input. Fewer than all tokens; 0
+    /// where there is no template.
     pub prefix_tokens: usize,
+    /// Which model computes it.
+    pub task: Task,
 }
 
 /// Many sequences concatenated, without padding: what one forward pass computes.
@@ -93,10 +110,12 @@ pub struct PackedBatch {
     pub media_sequences: Vec<usize>,
     /// `[vision_tokens]`: rows of the packed tokens that vision features fill.
     pub vision_rows: Vec<u32>,
+    /// Which model computes it: all sequences are for the same.
+    pub task: Task,
 }
 
 impl PackedBatch {
-    /// Concatenates sequences in the order given.
+    /// Concatenates sequences in the order given, which are all for the model the first is for.
     pub fn pack<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
         let mut batch = PackedBatch {
             cu_seqlens: vec![0],
@@ -105,6 +124,10 @@ impl PackedBatch {
         for sequence in sequences {
             let start = batch.input_ids.len() as u32;
             let number = batch.sequences();
+            if number == 0 {
+                batch.task = sequence.task;
+            }
+            debug_assert_eq!(batch.task, sequence.task, "a pass is of one model");
             let owners = sequence.media.iter().map(|_| number);
             batch.media_sequences.extend(owners);
             batch.input_ids.extend_from_slice(&sequence.input_ids);
@@ -122,10 +145,27 @@ impl PackedBatch {
         batch
     }
 
-    /// The tokens of a sequence that are the template's own.
+    /// The tokens of a sequence that others begin with too.
     pub fn prefix(&self, sequence: usize) -> &[u32] {
         let start = self.cu_seqlens[sequence] as usize;
         &self.input_ids[start..start + self.prefix_tokens[sequence]]
+    }
+
+    /// Which of `media` stand among the first `tokens` tokens of a sequence.
+    pub fn media_within(&self, sequence: usize, tokens: usize) -> Range<usize> {
+        let owner = |i: usize| self.media_sequences[i];
+        let first = self.media_sequences.partition_point(|&of| of < sequence);
+        let end = self.cu_seqlens[sequence] as usize + tokens;
+        let spans = self.vision_spans();
+        let begins_before = |i: usize| match self.vision_rows.get(spans[i].start) {
+            Some(&row) => (row as usize) < end,
+            None => false,
+        };
+        let mut last = first;
+        while last < self.media.len() && owner(last) == sequence && begins_before(last) {
+            last += 1;
+        }
+        first..last
     }
 
     /// Whose a sequence is.
@@ -144,21 +184,18 @@ impl PackedBatch {
         self.media.iter().map(span).collect()
     }
 
-    /// The batch without the first `tokens[i]` tokens of each sequence `i`, none of which is a vision token, and not all of its
-    /// tokens.
+    /// The batch without the first `tokens[i]` tokens of each sequence `i`: all of a medium or none of it, and not all tokens.
     #[must_use]
     pub fn without_first(&self, tokens: &[usize]) -> Self {
         let mut rest = PackedBatch {
             cu_seqlens: vec![0],
-            media: self.media.clone(),
             tenants: self.tenants.clone(),
-            media_keys: self.media_keys.clone(),
-            media_sequences: self.media_sequences.clone(),
+            task: self.task,
             ..PackedBatch::default()
         };
         let mut vision_rows = self.vision_rows.iter().peekable();
         let mut removed = 0;
-        for (bounds, &tokens) in self.cu_seqlens.windows(2).zip(tokens) {
+        for (sequence, (bounds, &tokens)) in self.cu_seqlens.windows(2).zip(tokens).enumerate() {
             let kept = bounds[0] as usize + tokens..bounds[1] as usize;
             removed += tokens as u32;
             rest.input_ids
@@ -166,8 +203,17 @@ impl PackedBatch {
             for (rest, all) in rest.position_ids.iter_mut().zip(&self.position_ids) {
                 rest.extend_from_slice(&all[kept.clone()]);
             }
-            while let Some(row) = vision_rows.next_if(|row| **row < bounds[1]) {
-                rest.vision_rows.push(row - removed);
+            let dropped = self.media_within(sequence, tokens);
+            let own = dropped.start..self.media_sequences.partition_point(|&of| of <= sequence);
+            for i in own.filter(|i| !dropped.contains(i)) {
+                rest.media.push(Arc::clone(&self.media[i]));
+                rest.media_keys.extend(self.media_keys.get(i));
+                rest.media_sequences.push(sequence);
+            }
+            while let Some(&row) = vision_rows.next_if(|row| **row < bounds[1]) {
+                if row as usize >= kept.start {
+                    rest.vision_rows.push(row - removed);
+                }
             }
             rest.cu_seqlens.push(bounds[1] - removed);
             rest.prefix_tokens.push(0);

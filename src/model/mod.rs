@@ -23,14 +23,16 @@ pub mod input;
 mod parameters;
 mod prefix;
 mod rope;
+mod score_head;
 mod text;
 mod vision;
 
 pub use config::{ModelConfig, TextConfig, VisionConfig};
 pub use encoder::Qwen3VlEncoder;
 pub use error::ModelError;
-pub use input::{GridThw, MediaKey, PackedBatch, Patches, Sequence, Tenant};
-pub use prefix::{Kept, Prefix, Reuse};
+pub use input::{GridThw, MediaKey, PackedBatch, Patches, Sequence, Task, Tenant};
+pub use prefix::{Beginning, Kept, Past, Prefix, Reuse};
+pub use score_head::{AnswerIds, ScoreHead};
 pub use vision::VisionFeatures;
 
 /// Who watches the stages of a forward pass: a name and what was computed there.

@@ -6,7 +6,7 @@ use candle_core::Result;
 
 use super::config::TextConfig;
 use super::parameters::Parameters;
-use super::prefix::{Prefix, Reuse};
+use super::prefix::{Past, Prefix, Reuse};
 use super::vision::VisionFeatures;
 use super::{ModelError, Trace};
 use crate::kernels::{
@@ -64,13 +64,14 @@ impl Packing<'_> {
         self.cu_seqlens[1..].iter().map(|end| end - 1).collect()
     }
 
-    /// The keys and values of a layer that come before those of each sequence.
-    fn past(&self, layer: usize) -> Vec<Option<&Activations>> {
-        self.reuse
-            .past
-            .iter()
-            .map(|past| past.as_ref().map(|past| &past.layers[layer]))
-            .collect()
+    /// The keys and values of a layer that come before those of each sequence; `begun` are those of this pass's own beginnings.
+    fn past<'a>(&'a self, layer: usize, begun: &'a [Activations]) -> Vec<Option<&'a Activations>> {
+        let of = |past: &'a Past| match past {
+            Past::Nothing => None,
+            Past::Kept(prefix) => Some(&prefix.layers[layer]),
+            Past::Beginning(i) => Some(&begun[*i]),
+        };
+        self.reuse.past.iter().map(of).collect()
     }
 }
 
@@ -131,18 +132,18 @@ impl TextModel {
         };
         let mut kept: Vec<Prefix> = packing
             .reuse
-            .keep
+            .beginnings
             .iter()
-            .map(|rows| Prefix {
-                tokens: rows.len(),
+            .filter(|beginning| beginning.keep)
+            .map(|beginning| Prefix {
+                tokens: beginning.rows.len(),
                 layers: Vec::with_capacity(self.layers.len()),
             })
             .collect();
         for (i, layer) in self.layers.iter().enumerate() {
             trace(&format!("text.layer{i}"), &x)?;
-            let past = packing.past(i);
             if i + 1 < self.layers.len() {
-                x = layer.forward(x, &pass, &past, &mut kept)?;
+                x = layer.forward(x, &pass, i, &mut kept)?;
                 for View { rows, features } in packing.views {
                     if let Some(tap) = features.deepstack.get(i) {
                         x = kernels.add_rows(x, rows, tap)?;
@@ -151,7 +152,7 @@ impl TextModel {
             } else {
                 // Nothing reads the other rows after the last layer, and a pooled token is never a vision token, so DeepStack
                 // ends before it.
-                x = layer.forward_pooled(&x, &pass, &past, &mut kept)?; // [sequences, hidden]
+                x = layer.forward_pooled(&x, &pass, i, &mut kept)?; // [sequences, hidden]
             }
         }
         trace("text.norm_in", &x)?;
@@ -225,7 +226,7 @@ impl DecoderLayer {
         &self,
         x: Activations,
         pass: &Pass<'_>,
-        past: &[Option<&Activations>],
+        layer: usize,
         kept: &mut [Prefix],
     ) -> Result<Activations> {
         let linears = [&self.q_proj, &self.kv_proj];
@@ -235,7 +236,7 @@ impl DecoderLayer {
         let (rope, heads) = (&pass.packing.rope, pass.config.heads);
         let q = pass.rotate(q, heads.heads, &self.q_norm, rope)?;
         let kv = pass.rotate(kv, heads.kv_heads, &self.k_norm, rope)?;
-        self.attend(x, [&q, &kv], (pass, &pass.spans, past), kept)
+        self.attend(x, [&q, &kv], (pass, &pass.spans, layer), kept)
     }
 
     /// The same, but queries, output projection and MLP only for the pooled tokens.
@@ -246,7 +247,7 @@ impl DecoderLayer {
         &self,
         x: &Activations,
         pass: &Pass<'_>,
-        past: &[Option<&Activations>],
+        layer: usize,
         kept: &mut [Prefix],
     ) -> Result<Activations> {
         let Pass {
@@ -264,7 +265,7 @@ impl DecoderLayer {
             cu_q: (0..=pooled.len() as u32).collect(),
             ..pass.spans.clone()
         };
-        self.attend(residual, [&q, &kv], (pass, &spans, past), kept)
+        self.attend(residual, [&q, &kv], (pass, &spans, layer), kept)
     }
 
     /// Attention of `q` over keys and values, output projection and MLP onto `residual`.
@@ -272,15 +273,16 @@ impl DecoderLayer {
         &self,
         residual: Activations,
         [q, kv]: [&Activations; 2],
-        (pass, spans, past): (&Pass<'_>, &Spans, &[Option<&Activations>]),
+        (pass, spans, layer): (&Pass<'_>, &Spans, usize),
         kept: &mut [Prefix],
     ) -> Result<Activations> {
         let Pass {
             kernels, packing, ..
         } = *pass;
-        for (prefix, rows) in kept.iter_mut().zip(packing.reuse.keep) {
-            let rows: Vec<u32> = rows.clone().collect();
-            prefix.layers.push(kernels.gather_rows(kv, &rows)?);
+        let mut begun = Vec::with_capacity(packing.reuse.beginnings.len());
+        for beginning in packing.reuse.beginnings {
+            let rows: Vec<u32> = beginning.rows.clone().collect();
+            begun.push(kernels.gather_rows(kv, &rows)?);
         }
         let heads = pass.config.heads;
         let projections = Projections {
@@ -288,7 +290,13 @@ impl DecoderLayer {
             k: (kv, 0),
             v: (kv, heads.kv_heads * heads.head_dim),
         };
-        let mixed = kernels.attention(projections, past, spans, heads)?;
+        let past = packing.past(layer, &begun);
+        let mixed = kernels.attention(projections, &past, spans, heads)?;
+        let to_keep = begun.into_iter().zip(packing.reuse.beginnings);
+        let to_keep = to_keep.filter(|(_, beginning)| beginning.keep);
+        for (prefix, (layer, _)) in kept.iter_mut().zip(to_keep) {
+            prefix.layers.push(layer);
+        }
         let x = kernels.apply_add(&mixed, &self.o_proj, residual)?;
         kernels.gated_mlp(x, &self.post_attention_layernorm, &self.mlp)
     }

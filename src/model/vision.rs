@@ -300,12 +300,8 @@ fn align_corners(side: usize, count: u32) -> Vec<Interpolated> {
 /// # Shapes
 /// `[patches, 1536]`.
 fn pixel_values(media: &[&Patches], kernels: &Kernels) -> Result<Activations> {
-    let patches: usize = media.iter().map(|media| media.grid.patches()).sum();
-    let mut values = Vec::with_capacity(patches * PATCH_VALUES);
-    for media in media {
-        values.extend(media.pixels.iter().map(|&pixel| normalize_pixel(pixel)));
-    }
-    kernels.rows(&values, PATCH_VALUES)
+    let parts: Vec<&[u8]> = media.iter().map(|media| &media.pixels[..]).collect();
+    kernels.bytes(&parts, PATCH_VALUES, normalize_pixel)
 }
 
 /// Mean and standard deviation 0.5, the rescaling by 1/255 fused, in f32.

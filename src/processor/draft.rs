@@ -6,15 +6,23 @@
 
 use std::ops::Range;
 
-use super::{ContextLimit, ProcessorError, TokenCounts, Truncation};
+use super::{ContextLimit, PartTokens, ProcessorError, TokenCounts, Truncation};
 use crate::model::GridThw;
 
 /// One id after another, and what each stretch of them is.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Draft {
     pub(super) ids: Vec<u32>,
     /// Whether truncation may take the token; as long as `ids`.
     pub(super) cuttable: Vec<bool>,
+    /// The part each token is of; as long as `ids`.
+    pub(super) owners: Vec<Option<u32>>,
+    /// The part that is being written.
+    pub(super) part: Option<u32>,
+    /// Where in `text` each part begins, ascending.
+    pub(super) begins: Vec<(usize, u32)>,
+    /// How many tokens each part has lost.
+    pub(super) cut: Vec<usize>,
     /// Where vision tokens stand: first id, size in merged rows and columns.
     pub(super) spans: Vec<(usize, GridThw)>,
     pub(super) tokens: TokenCounts,
@@ -61,6 +69,9 @@ impl Draft {
                 {
                     return Err(too_long);
                 }
+                for owner in self.owners.drain(keep..).flatten() {
+                    self.cut[owner as usize] += 1;
+                }
                 self.ids.truncate(keep);
                 Ok(true)
             }
@@ -92,8 +103,36 @@ impl Draft {
     }
 
     pub(super) fn push(&mut self, id: u32, cuttable: bool) {
+        self.push_of(self.part, id, cuttable);
+    }
+
+    /// A token of a part other than the one being written.
+    pub(super) fn push_of(&mut self, owner: Option<u32>, id: u32, cuttable: bool) {
         self.ids.push(id);
         self.cuttable.push(cuttable);
+        self.owners.push(owner);
+    }
+
+    /// From here on what is written is of this part; `None` is the template.
+    pub(super) fn begin(&mut self, part: Option<u32>) {
+        self.part = part;
+        if let Some(part) = part {
+            self.begins.push((self.text.len(), part));
+            self.cut.resize(self.cut.len().max(part as usize + 1), 0);
+        }
+    }
+
+    /// How many tokens each part has, and how many more it had before it was cut.
+    pub(super) fn part_tokens(&self) -> Vec<PartTokens> {
+        let mut parts: Vec<PartTokens> = self
+            .cut
+            .iter()
+            .map(|&cut| PartTokens { tokens: 0, cut })
+            .collect();
+        for owner in self.owners.iter().flatten() {
+            parts[*owner as usize].tokens += 1;
+        }
+        parts
     }
 
     /// Drops those cuttable tokens whose rank among the cuttable ones is in `dropped`.
@@ -102,16 +141,28 @@ impl Draft {
         let mut kept = Vec::with_capacity(self.ids.len());
         // Where each old position went, for the spans.
         let mut moved = Vec::with_capacity(self.ids.len());
-        for (&id, &cuttable) in self.ids.iter().zip(&self.cuttable) {
+        let mut owners = Vec::with_capacity(self.ids.len());
+        let tokens = self.ids.iter().zip(&self.cuttable).zip(&self.owners);
+        for ((&id, &cuttable), &owner) in tokens {
             moved.push(kept.len());
             if !(cuttable && dropped.contains(&rank)) {
                 kept.push(id);
+                owners.push(owner);
+            } else if let Some(owner) = owner {
+                self.cut[owner as usize] += 1;
             }
             rank += usize::from(cuttable);
         }
         for (start, _) in &mut self.spans {
             *start = moved[*start];
         }
+        let mut rank = 0;
+        self.cuttable.retain(|&cuttable| {
+            let drop = cuttable && dropped.contains(&rank);
+            rank += usize::from(cuttable);
+            !drop
+        });
         self.ids = kept;
+        self.owners = owners;
     }
 }

@@ -33,6 +33,18 @@ pub enum ProcessorError {
         /// What is needed.
         minimum: u64,
     },
+    /// A part of a file that holds no two frames.
+    #[error(
+        "from {start} to {end} seconds there are no two frames: the video has {seconds} seconds"
+    )]
+    Excerpt {
+        /// Where it begins, in seconds.
+        start: f64,
+        /// Where it ends.
+        end: f64,
+        /// How long the file is.
+        seconds: f64,
+    },
     /// Frames of one list that differ in size once resized.
     #[error(
         "frame {index} is {width} x {height} pixels once resized, the first frame is {first_width} x {first_height}"

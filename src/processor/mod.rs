@@ -8,9 +8,12 @@ mod draft;
 pub mod error;
 mod linear_split;
 mod overflow;
+mod pair;
 mod patches;
 mod positions;
+mod rendered;
 mod resize;
+mod sampling;
 mod smart_resize;
 mod template;
 #[cfg(test)]
@@ -18,11 +21,13 @@ mod tests;
 mod text_tokenizer;
 
 pub use error::ProcessorError;
+pub use pair::{DocumentLimit, PairHead, Query, pair_template};
 
 use std::sync::Arc;
 
 use resize::pillow_bicubic;
-use smart_resize::{FILE_TOTAL_PIXELS, IMAGE_FACTOR, LIST_TOTAL_PIXELS, smart_resize};
+pub(crate) use smart_resize::{FILE_TOTAL_PIXELS, LIST_TOTAL_PIXELS};
+use smart_resize::{IMAGE_FACTOR, smart_resize};
 use template::Template;
 
 use crate::media::RgbImage;
@@ -41,6 +46,22 @@ pub struct PixelOptions {
     pub max_frames: usize,
     /// Pixels of all frames together. `None`: the reference's value for the kind of video.
     pub total_pixels: Option<u64>,
+    /// Which frames of a video file come into question, and how many of them.
+    pub excerpt: Excerpt,
+}
+
+/// A part of a video file; by default the whole, sampled by `fps`.
+///
+/// # Source
+/// `video_start`, `video_end` and `nframes` of qwen-vl-utils 0.0.14.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Excerpt {
+    /// Where it begins, in seconds.
+    pub start: Option<f64>,
+    /// Where it ends, in seconds.
+    pub end: Option<f64>,
+    /// How many frames are taken, whatever `fps` and `max_frames` say; an odd number is rounded to an even one.
+    pub num_frames: Option<u64>,
 }
 
 impl Default for PixelOptions {
@@ -52,6 +73,7 @@ impl Default for PixelOptions {
             fps: 1.0,
             max_frames: 64,
             total_pixels: None,
+            excerpt: Excerpt::default(),
         }
     }
 }
@@ -130,6 +152,15 @@ impl TokenCounts {
     }
 }
 
+/// Tokens of one part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartTokens {
+    /// Those of the prompt that begin in it: its text, or its media with the tokens around them and the times of its frames.
+    pub tokens: usize,
+    /// Those truncation took; of a text far over the limit only those that were looked at.
+    pub cut: usize,
+}
+
 /// A rendered, tokenised, positioned input.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -137,6 +168,8 @@ pub struct Prepared {
     pub sequence: Sequence,
     /// Its tokens by modality.
     pub tokens: TokenCounts,
+    /// One for each part of the prompt; what of `tokens` is in none of them is the template's and the post-processor's.
+    pub parts: Vec<PartTokens>,
     /// Whether text was cut.
     pub truncated: bool,
 }
@@ -204,19 +237,19 @@ impl Processor {
     /// Which frames of a file of `frames` frames at `fps` frames per second are taken, ascending.
     ///
     /// # Errors
-    /// [`ProcessorError::TooFewFrames`].
+    /// [`ProcessorError::TooFewFrames`], [`ProcessorError::Excerpt`].
     pub fn sample_file(
         &self,
         frames: u64,
         fps: f64,
         options: &PixelOptions,
     ) -> Result<Vec<u64>, ProcessorError> {
-        smart_resize::sample_file(frames, fps, (options.fps, options.max_frames))
+        sampling::sample_file(frames, fps, options)
     }
 
     /// Which frames of a list of `frames` are taken, ascending.
     pub fn sample_list(&self, frames: usize, options: &PixelOptions) -> Vec<usize> {
-        smart_resize::sample_list(frames, options.max_frames)
+        sampling::sample_list(frames, options.max_frames)
     }
 
     /// Resizes and patches the sampled frames of a file; `indices` and `fps` give the timestamps.
@@ -278,6 +311,17 @@ impl Processor {
     /// [`ProcessorError::Tokenizer`] when token ids of it cannot be decoded.
     pub fn render(&self, prompt: &Prompt) -> Result<String, ProcessorError> {
         self.template.render(prompt)
+    }
+
+    /// The template around an input, as a person reads it, with `{instruction}` and `{input}` where those go.
+    pub fn template_text(&self) -> String {
+        let prompt = Prompt {
+            instruction: Some("{instruction}".to_owned()),
+            parts: vec![PromptPart::Text("{input}".to_owned())],
+            raw: false,
+        };
+        // Only token ids can fail to be rendered.
+        self.render(&prompt).unwrap_or_default()
     }
 
     /// Renders, tokenises and positions one input.

@@ -1,17 +1,14 @@
-//! Sizes and counts the reference computes before it touches a pixel: image sides, frame numbers.
+//! Sizes the reference computes before it touches a pixel.
 //!
 //! # Source
 //! qwen-vl-utils 0.0.14 `vision_process.py`.
 
 use super::ProcessorError;
-use super::resize::fused;
 
 /// One side may be this many times the other.
 pub(crate) const MAX_ASPECT_RATIO: u32 = 200;
 /// `patch_size * spatial_merge_size`: merged patches tile an image without a remainder.
 pub(crate) const IMAGE_FACTOR: u32 = 32;
-/// Fewest frames taken from a file; fewer only if it has fewer.
-const MIN_FRAMES: f64 = 4.0;
 /// Frames of one temporal patch.
 pub(crate) const FRAME_FACTOR: u64 = 2;
 /// Fewest pixels of a frame: 128 merged patches.
@@ -79,70 +76,6 @@ pub(crate) fn frame_pixels(frames: usize, total: u64) -> (f64, f64) {
     (VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS.min(share).max(floor))
 }
 
-/// Which frames of a file are taken, ascending: `fps` a second of the `total` at `video_fps`, at most `max_frames`, evenly spaced.
-///
-/// # Errors
-/// [`ProcessorError::TooFewFrames`] when fewer than one pair is left.
-///
-/// # Source
-/// `smart_nframes` and `torch.linspace`, rounded half to even.
-pub(crate) fn sample_file(
-    total: u64,
-    video_fps: f64,
-    (fps, max_frames): (f64, usize),
-) -> Result<Vec<u64>, ProcessorError> {
-    let most = (max_frames as u64 / FRAME_FACTOR * FRAME_FACTOR) as f64;
-    let wanted = (total as f64 / video_fps * fps)
-        .max(MIN_FRAMES)
-        .min(most)
-        .min(total as f64);
-    let count = (wanted / FRAME_FACTOR as f64).floor() as u64 * FRAME_FACTOR;
-    if count < FRAME_FACTOR || count > total {
-        return Err(ProcessorError::TooFewFrames {
-            frames: count.min(total),
-            minimum: FRAME_FACTOR,
-        });
-    }
-    Ok(linspace(total - 1, count)
-        .map(|at| at.round_ties_even() as u64)
-        .collect())
-}
-
-/// `torch.linspace(0, last, count)` in f32: from both ends towards the middle, the second half rounded once, as torch's build fuses
-/// it. Rounding twice takes another frame in one of a hundred long videos.
-fn linspace(last: u64, count: u64) -> impl Iterator<Item = f32> {
-    let last = last as f32;
-    let step = last / (count - 1) as f32;
-    (0..count).map(move |i| {
-        if i < count / 2 {
-            step * i as f32
-        } else {
-            fused(-step, (count - 1 - i) as f32, last)
-        }
-    })
-}
-
-/// Which frames of a list are taken, ascending: all, or `max_frames` evenly spaced ones.
-///
-/// # Source
-/// `np.linspace(0, n - 1, max_frames, dtype=int)`, which truncates, in the embedding script.
-pub(crate) fn sample_list(frames: usize, max_frames: usize) -> Vec<usize> {
-    if frames <= max_frames {
-        return (0..frames).collect();
-    }
-    let last = (frames - 1) as f64;
-    let step = last / (max_frames.max(2) - 1) as f64;
-    // numpy sets the last value to the stop exactly, whatever the product rounds to.
-    let at = |i: usize| {
-        if i + 1 == max_frames && i > 0 {
-            frames - 1
-        } else {
-            (i as f64 * step) as usize
-        }
-    };
-    (0..max_frames).map(at).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,37 +100,6 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_file_gives_the_frames_of_the_reference() {
-        assert_eq!(sample_file(50, 10.0, (1.0, 64)).unwrap(), [0, 16, 33, 49]);
-        assert_eq!(
-            sample_file(50, 10.0, (2.0, 64)).unwrap(),
-            [0, 5, 11, 16, 22, 27, 33, 38, 44, 49]
-        );
-        assert_eq!(
-            sample_file(50, 10.0, (10.0, 6)).unwrap(),
-            [0, 10, 20, 29, 39, 49]
-        );
-        assert_eq!(sample_file(2, 10.0, (1.0, 64)).unwrap(), [0, 1]);
-        assert!(sample_file(1, 10.0, (1.0, 64)).is_err());
-        assert!(sample_file(50, 10.0, (1.0, 1)).is_err());
-    }
-
-    #[test]
-    fn many_frames_of_a_long_file_are_rounded_as_torch_rounds_them() {
-        // torch.linspace(0, 34081, 606).round()[453]; with a second rounding it would be 25518.
-        let indices = sample_file(34_082, 25.0, (25.0, 606)).unwrap();
-        assert_eq!(indices[453], 25_519);
-    }
-
-    #[test]
-    fn a_long_list_is_thinned_towards_zero() {
-        assert_eq!(sample_list(7, 4), [0, 2, 4, 6]);
-        assert_eq!(sample_list(6, 4), [0, 1, 3, 5]);
-        assert_eq!(sample_list(5, 1), [0]);
-        assert_eq!(sample_list(3, 4), [0, 1, 2]);
-    }
-
     proptest! {
         #[test]
         fn a_resized_image_is_whole_patches_within_bounds(w in 1_u32..20_000, h in 1_u32..20_000) {
@@ -209,13 +111,6 @@ mod tests {
                 }
                 Err(_) => prop_assert!(w.max(h) > 200 * w.min(h)),
             }
-        }
-
-        #[test]
-        fn sampled_frames_ascend_and_exist(total in 2_u64..100_000, video_fps in 1.0_f64..120.0, fps in 0.01_f64..60.0, max in 2_usize..800) {
-            let indices = sample_file(total, video_fps, (fps, max)).unwrap();
-            prop_assert!(indices.len().is_multiple_of(2) && indices.len() <= max.max(2));
-            prop_assert!(indices.is_sorted() && *indices.last().unwrap() < total);
         }
     }
 }

@@ -4,6 +4,8 @@
 //! tokenised on its own. Here those stretches are tokenised directly, with special tokens off, and the special tokens are put in as
 //! ids: the same ids, and nothing a user writes can become a token of the template.
 
+use std::sync::Arc;
+
 use unicode_general_category::{GeneralCategory, get_general_category};
 
 use super::draft::Draft;
@@ -14,19 +16,19 @@ use super::{
     ContextLimit, Prepared, ProcessorError, Prompt, PromptPart, Truncation, VideoPatches,
     VisionTokenIds,
 };
-use crate::model::{GridThw, Sequence};
+use crate::model::{GridThw, Patches, Sequence, Task};
 
 /// Source: the default of the official embedding script.
 pub(crate) const DEFAULT_INSTRUCTION: &str = "Represent the user's input.";
 /// What the reference embeds for an input without any part.
-const NO_PART: &str = "NULL";
+pub(super) const NO_PART: &str = "NULL";
 /// What the template says between its last special token before the user's parts and the first of them.
 const USER_ROLE: &str = "user\n";
 
 /// A tokenizer and the template around what it encodes.
 #[derive(Debug)]
 pub(super) struct Template {
-    tokenizer: TextTokenizer,
+    pub(super) tokenizer: TextTokenizer,
     /// The ids of [`USER_ROLE`] where nothing follows that merges with it.
     user_role: Vec<u32>,
 }
@@ -73,10 +75,12 @@ impl Template {
         if prompt.parts.is_empty() {
             draft.text.push_str(NO_PART);
         }
-        for part in &prompt.parts {
+        for (number, part) in (0..).zip(&prompt.parts) {
+            draft.begin(Some(number));
             self.part(&mut draft, part, limit)?;
         }
         if !prompt.raw {
+            draft.begin(None);
             self.special(&mut draft, ids.im_end, limit)?;
             draft.text.push('\n');
             self.special(&mut draft, ids.im_start, limit)?;
@@ -88,63 +92,45 @@ impl Template {
         self.finish(prompt, draft, truncated)
     }
 
-    /// The prompt as a person reads it: one placeholder for each image or video, nothing of the post-processor.
-    pub(super) fn render(&self, prompt: &Prompt) -> Result<String, ProcessorError> {
-        let mut parts = String::new();
-        if prompt.parts.is_empty() {
-            parts.push_str(NO_PART);
-        }
-        for part in &prompt.parts {
-            match part {
-                PromptPart::Text(text) => parts.push_str(text),
-                PromptPart::TokenIds(ids) => parts.push_str(&self.tokenizer.decode(ids)?),
-                PromptPart::Image(_) => {
-                    parts.push_str("<|vision_start|><|image_pad|><|vision_end|>")
-                }
-                PromptPart::Video(_) => {
-                    parts.push_str("<|vision_start|><|video_pad|><|vision_end|>")
-                }
-            }
-        }
-        if prompt.raw {
-            return Ok(parts);
-        }
-        let instruction = instruction(prompt.instruction.as_deref());
-        Ok(format!(
-            "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{parts}<|im_end|>\n<|im_start|>assistant\n"
-        ))
-    }
-
     /// Post-processes, checks and positions a draft that fits.
     fn finish(
         &self,
         prompt: &Prompt,
-        draft: Draft,
+        mut draft: Draft,
         truncated: bool,
     ) -> Result<Prepared, ProcessorError> {
-        let prefix = self.prefix_tokens(&draft);
+        let prefix = Self::prefix_tokens(&draft, &self.user_role);
+        let ids = std::mem::take(&mut draft.ids);
+        let (input_ids, before) = self.tokenizer.post_process(ids)?;
+        for (start, _) in &mut draft.spans {
+            *start += before;
+        }
+        draft.ids = input_ids;
+        let prefix = prefix.map(|prefix| before + prefix);
+        let prepared = self.position(draft, media_of(&prompt.parts), prefix)?;
+        Ok(Prepared {
+            truncated,
+            ..prepared
+        })
+    }
+
+    /// Checks and positions finished ids; `prefix` of them others begin with too.
+    pub(super) fn position(
+        &self,
+        draft: Draft,
+        media: Vec<Arc<Patches>>,
+        prefix: Option<usize>,
+    ) -> Result<Prepared, ProcessorError> {
+        let parts = draft.part_tokens();
         let Draft {
-            ids,
-            mut spans,
+            ids: input_ids,
+            spans,
             mut tokens,
             ..
         } = draft;
-        let (input_ids, before) = self.tokenizer.post_process(ids)?;
         if input_ids.is_empty() {
             return Err(ProcessorError::Empty);
         }
-        for (start, _) in &mut spans {
-            *start += before;
-        }
-        let media: Vec<_> = prompt
-            .parts
-            .iter()
-            .filter_map(|part| match part {
-                PromptPart::Image(patches) => Some(patches.clone()),
-                PromptPart::Video(video) => Some(video.patches.clone()),
-                PromptPart::Text(_) | PromptPart::TokenIds(_) => None,
-            })
-            .collect();
         let media_tokens = media
             .iter()
             .map(|patches| patches.grid.vision_tokens())
@@ -160,13 +146,15 @@ impl Template {
                 .collect(),
             media,
             // What is pooled is always computed, also where truncation left nothing but the template.
-            prefix_tokens: prefix.map_or(0, |prefix| (before + prefix).min(input_ids.len() - 1)),
+            prefix_tokens: prefix.map_or(0, |prefix| prefix.min(input_ids.len() - 1)),
+            task: Task::Embed,
             input_ids,
         };
         Ok(Prepared {
             sequence,
             tokens,
-            truncated,
+            parts,
+            truncated: false,
         })
     }
 
@@ -176,19 +164,19 @@ impl Template {
     /// alone. What follows is tokenised together with the user's text, which may merge with it: `user\n` before `\nhello` ends in
     /// the one token `\n\n`. So ids are compared, not places in the text: of `user\n` those count that it has alone too. Whatever a
     /// tokenizer merges or normalises, what is counted is the beginning of one list of ids, and the same ids are the same keys and
-    /// values.
-    fn prefix_tokens(&self, draft: &Draft) -> Option<usize> {
+    /// values. `opening` is what the template says there, as ids where nothing follows.
+    pub(super) fn prefix_tokens(draft: &Draft, opening: &[u32]) -> Option<usize> {
         // Truncation may have cut the prompt before the user's turn.
         let fixed = draft.fixed?.min(draft.ids.len());
         let shared = draft.ids[fixed..]
             .iter()
-            .zip(&self.user_role)
+            .zip(opening)
             .take_while(|(id, alone)| id == alone)
             .count();
         Some(fixed + shared)
     }
 
-    fn part(
+    pub(super) fn part(
         &self,
         draft: &mut Draft,
         part: &PromptPart,
@@ -253,7 +241,7 @@ impl Template {
         self.special(draft, ids.vision_end_token_id, limit)
     }
 
-    fn special(
+    pub(super) fn special(
         &self,
         draft: &mut Draft,
         id: u32,
@@ -265,9 +253,14 @@ impl Template {
     }
 
     /// Tokenises the text gathered since the last special token.
-    fn flush(&self, draft: &mut Draft, limit: ContextLimit) -> Result<(), ProcessorError> {
+    pub(super) fn flush(
+        &self,
+        draft: &mut Draft,
+        limit: ContextLimit,
+    ) -> Result<(), ProcessorError> {
         let text = std::mem::take(&mut draft.text);
         let user = std::mem::take(&mut draft.user);
+        let begins = std::mem::take(&mut draft.begins);
         if text.is_empty() {
             return Ok(());
         }
@@ -280,7 +273,10 @@ impl Template {
             // the template is not the user's.
             let candidate = user.partition_point(|range| range.start <= start);
             let inside = candidate > 0 && end <= user[candidate - 1].end;
-            draft.push(id, inside);
+            // A token is of the part it begins in, and before the first of them the template's.
+            let owner = begins.partition_point(|(begin, _)| *begin <= start);
+            let owner = owner.checked_sub(1).map(|last| begins[last].1);
+            draft.push_of(owner, id, inside);
         }
         Ok(())
     }
@@ -336,11 +332,21 @@ impl Template {
     }
 }
 
+/// The media among parts, in order.
+pub(super) fn media_of(parts: &[PromptPart]) -> Vec<Arc<Patches>> {
+    let media = |part: &PromptPart| match part {
+        PromptPart::Image(patches) => Some(patches.clone()),
+        PromptPart::Video(video) => Some(video.patches.clone()),
+        PromptPart::Text(_) | PromptPart::TokenIds(_) => None,
+    };
+    parts.iter().filter_map(media).collect()
+}
+
 /// The system turn: stripped, and ended with a full stop unless it ends in punctuation.
 ///
 /// # Source
 /// The official embedding script; a character is punctuation when its Unicode general category starts with `P`.
-fn instruction(given: Option<&str>) -> String {
+pub(super) fn instruction(given: Option<&str>) -> String {
     let text = given.unwrap_or_default().trim_matches(is_python_space);
     match text.chars().last() {
         None => DEFAULT_INSTRUCTION.to_owned(),

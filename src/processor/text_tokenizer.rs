@@ -140,6 +140,15 @@ impl TextTokenizer {
         self.special.contains(&id)
     }
 
+    /// The id of a word that is one token.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Tokenizer`] when it is none.
+    pub(super) fn id_of(&self, word: &str) -> Result<u32, ProcessorError> {
+        let id = self.inner.token_to_id(word);
+        id.ok_or_else(|| unusable(format!("has no token {word:?}")))
+    }
+
     /// How many tokens the post-processor adds.
     pub(super) fn added_tokens(&self) -> usize {
         self.added_tokens

@@ -86,6 +86,17 @@ impl ServiceError {
         }
     }
 
+    /// An input that cannot be rendered or tokenised.
+    pub(super) fn unprepared(at: String, error: ProcessorError) -> Self {
+        ServiceError {
+            at: Some(at),
+            cause: Cause::Processor {
+                error,
+                video: false,
+            },
+        }
+    }
+
     pub(super) fn worker() -> Self {
         ServiceError {
             at: None,
@@ -118,6 +129,18 @@ pub enum Cause {
     /// The key has had its tokens.
     #[error(transparent)]
     Quota(#[from] QuotaError),
+    /// Pairs of queries and documents with too many tokens together.
+    #[error(
+        "{pairs} pairs have {tokens} tokens with their queries, the limit is {limit}: split the request"
+    )]
+    TooManyPairTokens {
+        /// How many pairs.
+        pairs: usize,
+        /// Tokens of their queries, for each pair.
+        tokens: usize,
+        /// Most that may be.
+        limit: usize,
+    },
     /// The request took too long.
     #[error("the request took longer than {} ms", .0.as_millis())]
     Deadline(Duration),

@@ -38,6 +38,10 @@ pub(super) const CACHE_MISSES: Name = (
     "manifold_cache_misses",
     "Inputs that found nothing in a cache",
 );
+pub(super) const FETCHES: Name = (
+    "manifold_fetches",
+    "Media URLs of requests, by what came of them",
+);
 pub(super) const BATCH_TOKENS: Name = ("manifold_batch_tokens", "Tokens of a forward pass");
 pub(super) const BATCH_SEQUENCES: Name = ("manifold_batch_sequences", "Inputs of a forward pass");
 pub(super) const BATCH_FILL: Name = (
@@ -70,7 +74,7 @@ pub(super) const CPU_SECONDS: Name = ("manifold_process_cpu_seconds", "Time of a
 
 /// All of them.
 #[cfg(test)]
-pub(super) const ALL: [Name; 24] = [
+pub(super) const ALL: [Name; 25] = [
     REQUESTS,
     REQUESTS_IN_FLIGHT,
     REQUEST_DURATION,
@@ -81,6 +85,7 @@ pub(super) const ALL: [Name; 24] = [
     CACHED_TOKENS,
     CACHE_HITS,
     CACHE_MISSES,
+    FETCHES,
     BATCH_TOKENS,
     BATCH_SEQUENCES,
     BATCH_FILL,

@@ -63,6 +63,11 @@ struct Cache {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Fetch {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Build {
     version: &'static str,
 }
@@ -118,6 +123,7 @@ pub struct Metrics {
     cached_tokens: Counter,
     cache_hits: Family<Cache, Counter>,
     cache_misses: Family<Cache, Counter>,
+    fetches: Family<Fetch, Counter>,
     batch_tokens: Histogram,
     batch_sequences: Histogram,
     batch_fill: Histogram,
@@ -171,6 +177,7 @@ impl Metrics {
             cached_tokens: add(&mut r, names::CACHED_TOKENS, Counter::default()),
             cache_hits: add(&mut r, names::CACHE_HITS, Family::default()),
             cache_misses: add(&mut r, names::CACHE_MISSES, Family::default()),
+            fetches: add(&mut r, names::FETCHES, Family::default()),
             batch_tokens: add(&mut r, names::BATCH_TOKENS, Histogram::new(COUNTS)),
             batch_sequences: add(&mut r, names::BATCH_SEQUENCES, Histogram::new(COUNTS)),
             batch_fill: add(&mut r, names::BATCH_FILL, Histogram::new(RATIOS)),
@@ -235,6 +242,11 @@ impl Metrics {
         self.cache_misses
             .get_or_create(&labels)
             .inc_by(misses as u64);
+    }
+
+    /// A media URL was fetched, or not.
+    pub fn fetch(&self, outcome: &'static str) {
+        self.fetches.get_or_create(&Fetch { outcome }).inc();
     }
 
     /// A forward pass was computed.

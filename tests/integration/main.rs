@@ -4,12 +4,32 @@
     reason = "a test that cannot go on should stop where it is"
 )]
 
+mod animations;
 mod answers;
+#[cfg(target_os = "linux")]
+mod bombs;
+mod clients;
+mod clips;
 mod connections;
+mod corpora;
+#[cfg(target_os = "linux")]
+mod escapes;
+mod explain;
+#[cfg(target_os = "linux")]
+mod fetching;
+mod forms;
+mod fuzzing;
+mod incidents;
 mod lifecycle;
 mod observability;
+mod openapi;
 mod overload;
+mod peers;
+mod playground;
+#[cfg(target_os = "linux")]
+mod playlists;
 mod refusals;
+mod reranking;
 mod rolling;
 mod sdks;
 mod server;

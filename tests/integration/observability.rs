@@ -103,6 +103,58 @@ async fn metrics_need_the_key_beside_the_api_and_none_on_their_own_listener() {
     assert_eq!(models.unwrap().status(), 404);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn fetches_are_counted_by_what_came_of_them() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let picture = crate::server::media("parity", "tiny_20x20.png");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..read]).to_lowercase();
+            let (status, body) = match request.split(' ').nth(1) {
+                _ if request.contains("if-none-match: \"a\"") => ("304 Same", &[][..]),
+                Some("/a.png") => ("200 OK", &picture[..]),
+                _ => ("404 Not Found", &[][..]),
+            };
+            let length = body.len();
+            let head =
+                format!("HTTP/1.1 {status}\r\nETag: \"a\"\r\nContent-Length: {length}\r\n\r\n");
+            let _ = stream.write_all(&[head.as_bytes(), body].concat());
+        }
+    });
+    let ports = format!("--media-allowed-ports={port}");
+    let options = [
+        "--allow-private-networks",
+        &ports,
+        "--cache-max-media-bytes=1000000",
+    ];
+    let server = Server::start(&options, &[]);
+    let fetch = async |url: String| server.post(&json!({ "input": { "image": url } })).await;
+    let here = format!("http://127.0.0.1:{port}");
+    let first = fetch(format!("{here}/a.png")).await;
+    let again = fetch(format!("{here}/a.png#b")).await;
+    assert_eq!((first.status, again.status), (200, 200), "{}", again.json());
+    assert_eq!(first.json()["data"], again.json()["data"]);
+    assert_eq!(fetch(format!("{here}/missing")).await.status, 400);
+    assert_eq!(fetch("http://127.0.0.1:1/".to_owned()).await.status, 400);
+    assert_eq!(
+        fetch("http://169.254.169.254/".to_owned()).await.status,
+        400
+    );
+    let text = metrics(&server).await;
+    for (outcome, expected) in [
+        ("fetched", 1.0),
+        ("kept", 1.0),
+        ("failed", 1.0),
+        ("blocked", 2.0),
+    ] {
+        let name = format!("manifold_fetches_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(sample(&text, &name), expected, "{outcome}");
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_is_one_line_with_its_id_route_status_time_tokens_and_trace() {

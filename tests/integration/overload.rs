@@ -242,3 +242,31 @@ async fn pictures_that_become_more_pixels_than_may_be_held_are_refused() {
     let again = server.post(&json!({ "input": [part] })).await;
     assert_eq!(again.status, 200, "{}", again.json());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_request_that_names_many_large_files_is_refused_before_they_are_decoded() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("large");
+    std::fs::write(&file, vec![0; 600_000]).unwrap();
+    let root = directory.path().to_str().unwrap();
+    let server = Server::start(
+        &[
+            "--allowed-local-media-path",
+            root,
+            "--batch-max-pixel-bytes",
+            "4000000",
+        ],
+        &[],
+    );
+    let url = format!("file://{}", file.display());
+    let ask = |count: usize| json!({ "input": vec![json!({ "image": url }); count] });
+    // What the files hold is no picture, which is told only when there is room for them.
+    let few = server.post(&ask(3)).await;
+    assert_eq!(few.json()["error"]["code"], "unsupported_media");
+    let many = server.post(&ask(20)).await;
+    assert_eq!(many.status, 413, "{}", many.json());
+    assert_eq!(many.json()["error"]["code"], "media_too_large");
+    // What was held is free again.
+    let few = server.post(&ask(3)).await;
+    assert_eq!(few.json()["error"]["code"], "unsupported_media");
+}

@@ -290,6 +290,11 @@ async fn what_is_no_request_gets_json_all_the_same() {
         (404, "model_not_found", Some("model")),
         "model",
     );
+    assert_error(
+        &server.get("/v1/models/%ff").await,
+        (404, "model_not_found", Some("model")),
+        "a name that is no text",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,7 @@ console.log(JSON.stringify({
 }));
 "#;
 
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
@@ -121,7 +121,7 @@ async fn expected(server: &Server) -> Value {
 }
 
 /// Numbers as the f32 they are: clients differ in how many digits they print.
-fn as_f32(value: &Value) -> Value {
+pub(crate) fn as_f32(value: &Value) -> Value {
     match value {
         Value::Number(number) => json!((number.as_f64().unwrap() as f32).to_bits()),
         Value::Array(values) => values.iter().map(as_f32).collect(),

@@ -5,6 +5,8 @@ use base64::prelude::BASE64_STANDARD;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
+use crate::openapi::Document;
+use crate::peers::{self, COHERE, DASHSCOPE, TEI, VOYAGE};
 use crate::server::{Server, fixture, media, shown};
 
 /// How media strings and parts are written.
@@ -227,6 +229,73 @@ impl Golden<'_> {
     }
 }
 
+impl Golden<'_> {
+    /// The same content in the schemas of peers: the route and the body.
+    fn of_peers(&self) -> Vec<(&'static str, Value)> {
+        let instruction = &self.request["instruction"];
+        let mut options = self.options();
+        // Only one of them knows how to cut as the reference does.
+        let cut = options.contains_key("truncate");
+        if instruction.is_string() {
+            options.insert("instruction".to_owned(), instruction.clone());
+        }
+        let with = |field: &str, value: Value| {
+            let mut body = options.clone();
+            body.insert(field.to_owned(), value);
+            Value::from(body)
+        };
+        let mut bodies = Vec::new();
+        for style in STYLES {
+            let parts = self.parts();
+            let spelled: Vec<Value> = parts.iter().map(|part| self.part(part, style)).collect();
+            let inputs = json!([{ "content": spelled }]);
+            bodies.push((COHERE, with("inputs", inputs.clone())));
+            if cut {
+                continue;
+            }
+            bodies.push((VOYAGE, with("inputs", inputs.clone())));
+            bodies.push((TEI, with("inputs", inputs)));
+            let Some(object) = self.object(style) else {
+                continue;
+            };
+            bodies.push((TEI, with("inputs", object.clone())));
+            let mut parameters = self.options();
+            if instruction.is_string() {
+                parameters.insert("instruct".to_owned(), instruction.clone());
+            }
+            // One object has all kinds, or each kind is one of the contents: one vector either way.
+            let whole = json!({ "contents": [object] });
+            let contents: Vec<Value> = object
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(kind, value)| json!({ (kind.as_str()): value }))
+                .collect();
+            if contents.is_empty() {
+                continue;
+            }
+            bodies.push((
+                DASHSCOPE,
+                json!({ "input": whole, "parameters": parameters }),
+            ));
+            parameters.insert("enable_fusion".to_owned(), true.into());
+            let apart = json!({ "contents": contents });
+            bodies.push((
+                DASHSCOPE,
+                json!({ "input": apart, "parameters": parameters }),
+            ));
+        }
+        if let [only] = &self.parts()[..]
+            && only["text"].is_string()
+            && !cut
+        {
+            bodies.push((COHERE, with("texts", json!([only["text"]]))));
+            bodies.push((TEI, with("inputs", only["text"].clone())));
+        }
+        bodies
+    }
+}
+
 fn golden(fixture_name: &str, id: &str) -> Vec<f32> {
     let bytes = std::fs::read(fixture(fixture_name).join("goldens.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -250,7 +319,19 @@ async fn check(server: &Server, golden_request: &Golden<'_>) {
             Some(first) => assert_eq!(first, &vector, "{id} spelled {}", shown(&body)),
         }
     }
-    let (ours, theirs) = (first.unwrap(), golden(golden_request.fixture, id));
+    let ours = first.unwrap();
+    for (path, body) in golden_request.of_peers() {
+        let answer = peers::post(server, path, &body).await;
+        assert_eq!(answer.status, 200, "{id} at {path}: {}", answer.json());
+        let vectors = peers::vectors_of(path, &answer.json());
+        assert_eq!(
+            vectors,
+            std::slice::from_ref(&ours),
+            "{id} at {path}: {}",
+            shown(&body)
+        );
+    }
+    let theirs = golden(golden_request.fixture, id);
     let text = golden_request.request.to_string();
     // Special-token strings in user text stay text: those ids differ from the reference's by design.
     if id == "text_special_tokens_in_input" {
@@ -361,5 +442,31 @@ async fn a_batch_of_all_kinds_equals_each_alone_bit_for_bit_in_both_precisions()
             );
         });
         futures_util::future::join_all(all).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_spelling_is_in_the_published_schema() {
+    let server = Server::of("parity");
+    let document = Document::of(&server).await;
+    for name in ["parity", "parity-untied"] {
+        let bytes = std::fs::read(fixture(name).join("requests.json")).unwrap();
+        let requests: Value = serde_json::from_slice(&bytes).unwrap();
+        for request in requests["requests"].as_array().unwrap() {
+            let golden_request = Golden {
+                fixture: name,
+                request,
+            };
+            let native = golden_request.all().into_iter();
+            let native = native.map(|body| ("/v1/embeddings", body));
+            for (path, body) in native.chain(golden_request.of_peers()) {
+                let complaints = document.complaints(document.body_schema(path), &body);
+                assert!(
+                    complaints.is_empty(),
+                    "{path} {}: {complaints:?}",
+                    shown(&body)
+                );
+            }
+        }
     }
 }

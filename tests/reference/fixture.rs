@@ -18,6 +18,8 @@ use serde_json::Value;
 pub(crate) struct Fixture {
     pub(crate) root: PathBuf,
     pub(crate) requests: Vec<Value>,
+    /// Queries and their documents.
+    pub(crate) reranks: Vec<Value>,
     pub(crate) goldens: Value,
     tensors: Vec<u8>,
 }
@@ -40,6 +42,10 @@ impl Fixture {
                 .as_array()
                 .unwrap()
                 .clone(),
+            reranks: match &json("requests.json")["rerank"] {
+                Value::Array(reranks) => reranks.clone(),
+                _ => Vec::new(),
+            },
             goldens: json("goldens.json"),
             tensors: fs::read(root.join("goldens.safetensors")).unwrap(),
             root,
@@ -101,17 +107,13 @@ impl Fixture {
             fps: options["fps"].as_f64().unwrap_or(defaults.fps),
             max_frames: number("max_frames", defaults.max_frames as u64) as usize,
             total_pixels: options["total_pixels"].as_u64(),
+            excerpt: defaults.excerpt,
         };
         let mut parts = Vec::new();
         for part in request["content"].as_array().into_iter().flatten() {
             parts.push(self.part(processor, part, &pixels));
         }
-        // The object form has the reference's order: videos, images, texts.
-        for kind in ["video", "image", "text"] {
-            for value in as_list(&request["object"][kind]) {
-                parts.push(self.part(processor, &serde_json::json!({ kind: value }), &pixels));
-            }
-        }
+        parts.extend(self.parts_of(processor, &request["object"], &pixels));
         let prompt = Prompt {
             instruction: request["instruction"].as_str().map(str::to_owned),
             parts,
@@ -127,6 +129,27 @@ impl Fixture {
                 },
             )
             .unwrap()
+    }
+
+    /// The parts of an object with default options.
+    pub(crate) fn object_parts(&self, processor: &Processor, object: &Value) -> Vec<PromptPart> {
+        self.parts_of(processor, object, &PixelOptions::default())
+    }
+
+    /// The object form has the reference's order: videos, images, texts.
+    fn parts_of(
+        &self,
+        processor: &Processor,
+        object: &Value,
+        pixels: &PixelOptions,
+    ) -> Vec<PromptPart> {
+        let mut parts = Vec::new();
+        for kind in ["video", "image", "text"] {
+            for value in as_list(&object[kind]) {
+                parts.push(self.part(processor, &serde_json::json!({ kind: value }), pixels));
+            }
+        }
+        parts
     }
 
     fn part(&self, processor: &Processor, part: &Value, pixels: &PixelOptions) -> PromptPart {
@@ -170,7 +193,11 @@ impl Fixture {
             ..*pixels
         };
         let bytes = fs::read(self.root.join("media").join(file)).unwrap();
-        let video = media::video::VideoFile::open(bytes.into(), &MediaSettings::default()).unwrap();
+        let settings = MediaSettings {
+            decoder: env!("CARGO_BIN_EXE_manifold").into(),
+            ..MediaSettings::default()
+        };
+        let video = media::video::VideoFile::open(bytes.into(), &settings).unwrap();
         let indices = processor
             .sample_file(video.info.frames, video.info.fps, &pixels)
             .unwrap();

@@ -10,3 +10,4 @@ mod batches;
 mod encoder;
 mod fixture;
 mod prompt;
+mod rerank;

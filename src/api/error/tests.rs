@@ -6,6 +6,15 @@ use crate::engine::EngineError;
 const CLIENT: &str = "invalid_request_error";
 
 #[test]
+fn the_list_of_codes_has_each_once() {
+    for (place, code) in ErrorCode::ALL.into_iter().enumerate() {
+        assert_eq!(code as usize, place, "{code:?}");
+    }
+    // The last one declared.
+    assert_eq!(ErrorCode::InternalError as usize + 1, ErrorCode::ALL.len());
+}
+
+#[test]
 fn every_row_has_its_status_type_code_and_headers() {
     use ErrorCode::*;
     for (code, status, kind, name) in [

@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 use super::super::options;
 use super::*;
 use crate::media::MediaSource;
-use crate::processor::{ContextLimit, PixelOptions, Truncation};
+use crate::processor::{ContextLimit, Excerpt, PixelOptions, Truncation};
 
 const PNG: &str = "data:image/png;base64,iVBORw0KGgo=";
 const OTHER_PNG: &str = "iVBORw0KGgoAAAAN";
@@ -280,13 +280,18 @@ fn the_nearest_pixel_option_wins() {
         other => panic!("{other:?}"),
     };
     let bare = json!({"input": {"image": PNG}, "min_pixels": 5000, "max_pixels": 60_000, "fps": 2.5, "max_frames": 4,
-        "total_pixels": 70_000});
+        "total_pixels": 70_000, "start": 0, "end": 1.5, "num_frames": 6});
     let given = PixelOptions {
         min_pixels: 5000,
         max_pixels: 60_000,
         fps: 2.5,
         max_frames: 4,
         total_pixels: Some(70_000),
+        excerpt: Excerpt {
+            start: Some(0.0),
+            end: Some(1.5),
+            num_frames: Some(6),
+        },
     };
     assert_eq!(options(&bare), given);
     let layers = json!({
@@ -300,8 +305,33 @@ fn the_nearest_pixel_option_wins() {
         fps: 3.0,
         max_frames: 2,
         total_pixels: None,
+        excerpt: Excerpt::default(),
     };
     assert_eq!(options(&layers), expected);
+}
+
+#[test]
+fn an_excerpt_has_bounds_in_their_order() {
+    for (field, value) in [
+        ("start", json!(-1)),
+        ("start", json!("0:10")),
+        ("end", json!(1e9)),
+        ("num_frames", json!(1)),
+        ("num_frames", json!(1_000_000)),
+        ("num_frames", json!(2.5)),
+    ] {
+        let mut body = json!({"input": {"video": PNG}});
+        body["input"][field] = value;
+        let error = parsed(&body)
+            .err()
+            .unwrap_or_else(|| panic!("{body} is taken"));
+        assert_eq!(error.param, Some(format!("input.{field}")));
+    }
+    let turned = json!({"input": {"video": PNG, "end": 1}, "start": 2});
+    assert_eq!(
+        parsed(&turned).err().unwrap().param.as_deref(),
+        Some("input.end")
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::Map;
 use super::super::fields::Fields;
 use super::super::{ApiSettings, options};
 use super::*;
-use crate::service::Cause;
+use crate::service::{Cause, ServiceError};
 
 const VECTOR: [f32; 3] = [0.6, -0.8, 1e-7];
 
@@ -24,17 +24,28 @@ fn output(vector: &[f32]) -> Result<Embedded, ServiceError> {
     })
 }
 
+/// The answer to options, whatever came of the vectors.
 async fn answer(fields: Value, outputs: Vec<Result<Embedded, ServiceError>>) -> (Response, Bytes) {
     let map: Map<String, Value> = fields.as_object().expect("an object").clone();
     let fields = Fields { map: &map, at: "" };
     let options = options::parse(fields, &ApiSettings::default(), 64).expect("good options");
     let envelope = Envelope {
         id: "embd-1".to_owned(),
+        request_id: "req-1".to_owned(),
         created: 7,
         model: "m".to_owned(),
     };
     let ids = outputs.iter().map(|_| None).collect();
-    let (parts, body) = build(outputs, ids, &options, &envelope).into_parts();
+    let outputs = outputs.into_iter();
+    let answered = Answered {
+        outputs: outputs
+            .map(|output| output.map_err(ApiError::from))
+            .collect(),
+        ids,
+        options,
+        envelope,
+    };
+    let (parts, body) = build(answered).into_response().into_parts();
     let bytes = axum::body::to_bytes(body, 1 << 20).await.expect("a body");
     (Response::from_parts(parts, Body::empty()), bytes)
 }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::batcher::{BatchPolicy, Batcher};
-use crate::engine::{Checkpoint, CheckpointSource, Encoded, EngineError, Heartbeat};
+use crate::engine::{Checkpoint, CheckpointSource, Encoded, EngineError, Fingerprint, Heartbeat};
 use crate::media::{MediaLoader, MediaSettings};
 use crate::model::PackedBatch;
 use crate::processor::Processor;
@@ -54,22 +54,33 @@ fn served(heart: Heartbeat) -> (ApiState, Sizes) {
         seen.lock().expect("no panic").push(batch.sequences());
         std::future::ready(encode(&batch))
     });
-    let processor = processor.expect("a tokenizer");
+    let processor: Processor = processor.expect("a tokenizer");
     let state = state(&[]);
-    state.set_served(Served {
+    let info = EngineInfo {
+        device: "fake".to_owned(),
+        dtype: "f32",
+        kernels: "fake".to_owned(),
+        threads: 1,
+        hidden_size: WIDTH,
+        max_position_embeddings: 4096,
+        parameters: 0,
+        reuses_prefixes: false,
+    };
+    let fingerprint = Fingerprint::of(&checkpoint);
+    let template = processor.template_text();
+    let served = Served {
         names: vec!["fake".to_owned()],
-        embedder: Embedder::new(loader, media, processor, batcher, None),
-        info: EngineInfo {
-            device: "fake".to_owned(),
-            dtype: "f32",
-            threads: 1,
-            hidden_size: WIDTH,
-            max_position_embeddings: 4096,
-            parameters: 0,
-        },
+        embedder: Embedder::new(loader, media, processor, batcher.clone(), None).expect("threads"),
+        proof: Proof::new(fingerprint, template, &PixelOptions::default(), &info),
+        info,
         checkpoint: "fake".to_owned(),
         revision: None,
         loaded_at: 0,
+    };
+    state.set_loaded(Loaded {
+        batcher,
+        embedder: Some(served),
+        reranker: None,
     });
     (state, sizes)
 }

@@ -3,6 +3,7 @@
 mod simulation;
 
 use super::*;
+use crate::batcher::Outline;
 use crate::batcher::forming::{Batch, Step};
 use crate::engine::{Encoded, EngineError};
 
@@ -21,6 +22,8 @@ struct Bench {
     schedule: Schedule<u64, u64>,
     now: Instant,
     keys: u64,
+    /// What is submitted is for this model.
+    task: Task,
     /// Begun and not ended.
     passes: Vec<PassId>,
 }
@@ -41,13 +44,14 @@ impl Bench {
             schedule: Schedule::new(policy),
             now: Duration::ZERO,
             keys: 1000,
+            task: Task::Embed,
             passes: Vec::new(),
         };
         for i in 0..200 {
             let cost = text([1, 100, 900][i % 3]);
             let took = Duration::from_micros(1000 + 100 * cost.text_tokens as u64);
-            let speed = Speed::learn(bench.schedule.speed, cost, took);
-            bench.schedule.speed = Some(speed);
+            let speed = Speed::learn(bench.schedule.speeds[0], cost, took);
+            bench.schedule.speeds[0] = Some(speed);
         }
         bench
     }
@@ -79,9 +83,11 @@ impl Bench {
         };
         let group = Group {
             entries: (first..).zip(costs).map(entry).collect(),
+            task: self.task,
             tenant: Tenant(tenant),
             priority,
             deadline,
+            promised: false,
         };
         self.schedule.submit(self.now, group)?;
         Ok((first..self.keys).collect())
@@ -177,9 +183,11 @@ fn a_picture_and_a_long_text_are_bulk_unless_the_client_says_otherwise() {
         };
         bench.schedule.priority_of(&Group {
             entries: costs.iter().map(entry).collect(),
+            task: Task::Embed,
             tenant: Tenant(0),
             priority,
             deadline: HOUR,
+            promised: false,
         })
     };
     assert_eq!(lane(&[text(512)], None), Priority::Interactive);
@@ -222,7 +230,7 @@ fn short_texts_of_the_interactive_lane_share_a_pass_however_long_it_takes() {
 #[test]
 fn before_anything_is_measured_the_first_bulk_input_goes_alone() {
     let mut bench = Bench::new(POLICY);
-    bench.schedule.speed = None;
+    bench.schedule.speeds[0] = None;
     bench.submit(1, BULK, &[text(100); 4]).unwrap();
     assert_eq!(bench.pass().len(), 1);
     assert_eq!(bench.pass().len(), 3);
@@ -434,7 +442,7 @@ fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
     bench.submit(1, BULK, &[text(10)]).unwrap();
     assert_eq!(bench.begin(), [0; 0], "bulk work does not come between");
     let query = bench.submit(2, None, &[text(20)]).unwrap();
-    let speed = bench.schedule.speed;
+    let speed = bench.schedule.speeds[0];
     assert_eq!(bench.begin(), query);
     bench.submit(2, None, &[text(20)]).unwrap();
     assert_eq!(
@@ -444,7 +452,7 @@ fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
     );
     bench.end(&query);
     assert_eq!(bench.told(), [(query[0], true)]);
-    assert_ne!(bench.schedule.speed, speed);
+    assert_ne!(bench.schedule.speeds[0], speed);
     assert_eq!(
         bench.schedule.passes[0].interrupted,
         Duration::from_micros(3000)
@@ -455,6 +463,39 @@ fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
     assert_eq!(bench.begin(), short);
     bench.submit(2, None, &[text(20)]).unwrap();
     assert_eq!(bench.begin(), [0; 0]);
+}
+
+#[test]
+fn a_pass_is_of_one_model_and_both_have_their_turns() {
+    let mut bench = Bench::new(POLICY);
+    bench.schedule.speeds[1] = bench.schedule.speeds[0];
+    let embed = bench.submit(1, BULK, &[text(110); 8]).unwrap();
+    bench.task = Task::Rerank;
+    let rerank = bench.submit(1, BULK, &[text(110); 8]).unwrap();
+    // Four of them take 44 of the 50 ms.
+    let halves = [&embed[..4], &rerank[..4], &embed[4..], &rerank[4..]];
+    for half in halves {
+        assert_eq!(bench.pass(), half);
+    }
+    // A light pair comes between the layers of the other model's long pass, also where something heavy waits before it.
+    bench.task = Task::Embed;
+    let long = bench.submit(1, BULK, &[text(900)]).unwrap();
+    assert_eq!(bench.begin(), long);
+    bench.submit(2, INTERACTIVE, &[text(900)]).unwrap();
+    bench.task = Task::Rerank;
+    let pair = bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), pair);
+}
+
+#[test]
+fn each_model_has_a_speed_of_its_own() {
+    let mut bench = Bench::new(POLICY);
+    let learned = bench.schedule.speeds[0];
+    bench.task = Task::Rerank;
+    bench.submit(1, BULK, &[text(100); 3]).unwrap();
+    assert_eq!(bench.pass().len(), 1, "nothing is known of it yet");
+    assert!(bench.schedule.speeds[1].is_some());
+    assert_eq!(bench.schedule.speeds[0], learned);
 }
 
 #[test]
@@ -484,4 +525,85 @@ fn somebody_in_a_hurry_takes_the_job_along_that_bulk_work_already_waits_for() {
     assert_eq!(bench.pass(), [bulk[1]]);
     let told = [(running[0], true), (bulk[1], true), (bulk[1], true)];
     assert_eq!(bench.told(), told);
+}
+
+fn outline(tenant: u128, text_bytes: usize) -> Outline {
+    Outline {
+        task: Task::Embed,
+        tenant: Tenant(tenant),
+        priority: BULK,
+        deadline: std::time::Instant::now(),
+        inputs: 2,
+        text_bytes,
+        media: 0,
+    }
+}
+
+#[test]
+fn what_is_being_prepared_takes_its_room_in_the_queue_and_gives_it_back() {
+    let mut bench = Bench::new(POLICY);
+    bench.submit(1, BULK, &[text(900); 6]).unwrap();
+    // Four bytes a token, until something else is learned.
+    let promise = |bench: &mut Bench, tokens: usize| {
+        let request = outline(1, 4 * tokens);
+        bench.schedule.promise(bench.now, (&request, HOUR))
+    };
+    let coming = promise(&mut bench, 3000).unwrap();
+    assert!(matches!(
+        promise(&mut bench, 1500).unwrap_err(),
+        BatcherError::Overloaded { waiting: 8400, .. }
+    ));
+    assert!(bench.submit(1, BULK, &[text(900), text(600)]).is_err());
+    assert_eq!(bench.schedule.counters().refused.full, 2);
+    bench.schedule.redeem(coming, None);
+    assert!(bench.submit(1, BULK, &[text(900), text(600)]).is_ok());
+}
+
+#[test]
+fn what_was_let_in_before_it_was_prepared_is_not_turned_away_for_what_came_after_it() {
+    let mut bench = Bench::new(POLICY);
+    bench.submit(1, BULK, &[text(900); 4]).unwrap();
+    let soon = bench.now + Duration::from_millis(600);
+    let promise = |bench: &mut Bench| {
+        let request = outline(1, 4 * 300);
+        bench.schedule.promise(bench.now, (&request, soon))
+    };
+    let first = promise(&mut bench).unwrap();
+    while promise(&mut bench).is_ok() {}
+    bench.schedule.redeem(first, Some(text(300)));
+    let entry = |promised| Group {
+        entries: vec![Entry {
+            payload: 1,
+            key: ContentKey::made_of(u64::from(promised)),
+            cost: text(300),
+            waiter: 1,
+        }],
+        task: Task::Embed,
+        tenant: Tenant(1),
+        priority: BULK,
+        deadline: soon,
+        promised,
+    };
+    let now = bench.now;
+    // One more of the same is too late now.
+    assert!(promise(&mut bench).is_ok() && promise(&mut bench).is_err());
+    assert!(bench.schedule.submit(now, entry(false)).is_err());
+    assert!(bench.schedule.submit(now, entry(true)).is_ok());
+}
+
+#[test]
+fn who_would_be_too_late_is_told_so_before_anything_is_prepared() {
+    let mut bench = Bench::new(POLICY);
+    bench.submit(1, BULK, &[text(900); 4]).unwrap();
+    let soon = bench.now + Duration::from_millis(300);
+    let request = outline(2, 40);
+    let refused = bench.schedule.promise(bench.now, (&request, soon));
+    // Of the other key's work only as much is expected before it as it brings itself.
+    assert!(refused.is_ok());
+    let request = outline(1, 40);
+    let refused = bench.schedule.promise(bench.now, (&request, soon));
+    assert!(matches!(refused.unwrap_err(), BatcherError::TooLate { .. }));
+    bench.schedule.close();
+    let refused = bench.schedule.promise(bench.now, (&request, HOUR));
+    assert!(matches!(refused.unwrap_err(), BatcherError::Draining));
 }

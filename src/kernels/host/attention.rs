@@ -17,6 +17,7 @@ use super::simd::Simd;
 use super::softmax::{KEY_PANELS, KEYS, SoftmaxTile};
 use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products};
 use crate::kernels::Heads;
+use crate::kernels::pausing::give_way;
 
 /// Most queries of one task: every task reads all keys, from the third cache when there are many.
 const MAX_QUERIES: usize = 256;
@@ -207,6 +208,7 @@ impl<'a> Chunk<'a> {
         let mut probabilities = Operand::new(mode.simd, rounding, (queries.height, KEYS), 1);
         let mut scores = [const { Products::ZERO }; KEY_PANELS];
         for first in (0..self.visible(rows - 1)).step_by(KEYS) {
+            give_way();
             for tile in 0..queries.tiles() {
                 let row = tile * queries.height;
                 let rows = row..rows.min(row + queries.height);

@@ -30,10 +30,54 @@ pub(crate) fn words_mut(lines: &mut [Line]) -> &mut [u32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE_WORDS) }
 }
 
-/// What was given back, smallest first.
-static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+/// What was given back, by size class, and how many bytes that is.
+struct Free {
+    classes: Vec<Vec<Vec<Line>>>,
+    bytes: usize,
+}
 
-fn free() -> std::sync::MutexGuard<'static, Vec<Vec<Line>>> {
+static FREE: Mutex<Free> = Mutex::new(Free {
+    classes: Vec::new(),
+    bytes: 0,
+});
+
+/// The size class of so many lines, and how many lines its buffers have: five to eight times a power of two, so that at most a fifth of a
+/// buffer is idle.
+fn class_of(lines: usize) -> (usize, usize) {
+    let last = lines.max(1) - 1;
+    let shift = (usize::BITS - last.leading_zeros()).saturating_sub(3);
+    let eighths = (last >> shift) + 1;
+    (8 * shift as usize + eighths, eighths << shift)
+}
+
+impl Free {
+    fn take(&mut self, class: usize) -> Option<Vec<Line>> {
+        let lines = self.classes.get_mut(class)?.pop()?;
+        self.bytes -= size_of_val(&lines[..]);
+        Some(lines)
+    }
+
+    /// Keeps a buffer; what then goes back to the system, the largest first, is returned.
+    fn give(&mut self, lines: Vec<Line>) -> Vec<Vec<Line>> {
+        let (class, _) = class_of(lines.len());
+        if self.classes.len() <= class {
+            self.classes.resize_with(class + 1, Vec::new);
+        }
+        self.bytes += size_of_val(&lines[..]);
+        self.classes[class].push(lines);
+        let mut gone = Vec::new();
+        while self.bytes > KEPT_BYTES {
+            let Some(lines) = self.classes.iter_mut().rev().find_map(Vec::pop) else {
+                break;
+            };
+            self.bytes -= size_of_val(&lines[..]);
+            gone.push(lines);
+        }
+        gone
+    }
+}
+
+fn free() -> std::sync::MutexGuard<'static, Free> {
     // Every change under the lock is complete in itself.
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -54,13 +98,10 @@ impl std::fmt::Debug for Line {
 impl Buffer {
     /// `len` words that hold whatever the last user left: the caller writes before it reads.
     pub(crate) fn stale(len: usize) -> Self {
-        let needed = len.div_ceil(LINE_WORDS);
-        let mut free = free();
-        let at = free.partition_point(|lines| lines.len() < needed);
-        let found = (at < free.len()).then(|| free.remove(at));
-        drop(free);
+        let (class, lines) = class_of(len.div_ceil(LINE_WORDS));
+        let found = free().take(class);
         Buffer {
-            lines: found.unwrap_or_else(|| vec![Line::ZERO; needed]),
+            lines: found.unwrap_or_else(|| vec![Line::ZERO; lines]),
             len,
         }
     }
@@ -108,14 +149,9 @@ impl Clone for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        let mut free = free();
-        let at = free.partition_point(|other| other.len() < lines.len());
-        free.insert(at, lines);
-        let bytes = |lines: &Vec<Line>| lines.len() * size_of::<Line>();
-        let mut kept: usize = free.iter().map(bytes).sum();
-        while kept > KEPT_BYTES {
-            kept -= free.pop().as_ref().map_or(kept, bytes);
-        }
+        let gone = free().give(lines);
+        // Not under the lock.
+        drop(gone);
     }
 }
 
@@ -131,6 +167,18 @@ mod tests {
             used.f32s_mut().fill(1.5);
             drop(used);
             assert!(Buffer::zeroed(999).f32s().iter().all(|&value| value == 0.0));
+        }
+    }
+
+    #[test]
+    fn a_size_class_has_room_and_at_most_a_quarter_more_and_finds_itself_again() {
+        for lines in (0..5000).chain([1 << 20, (1 << 20) + 1, 123_456_789]) {
+            let (class, size) = class_of(lines);
+            assert!(
+                size >= lines && size <= (lines + lines / 4).max(1),
+                "{lines}: {size}"
+            );
+            assert_eq!(class_of(size), (class, size));
         }
     }
 

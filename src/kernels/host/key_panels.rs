@@ -6,6 +6,7 @@ use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS, bf16_bits};
 use super::lanes::{Lanes, Task};
 use super::simd::Simd;
+use crate::kernels::pausing::give_way;
 
 /// Numbers of the widest head.
 const MAX_HEAD_DIM: usize = 512;
@@ -70,6 +71,7 @@ impl KeyPanels {
         let mut values = Buffer::zeroed(head_dim.div_ceil(PANEL_COLUMNS) * value_words);
         let key_panels = keys.words_mut().chunks_exact_mut(key_words);
         for (rows, panel) in rows.chunks(PANEL_COLUMNS).zip(key_panels) {
+            give_way();
             simd.run(PackKeys {
                 format,
                 rows,
@@ -78,6 +80,7 @@ impl KeyPanels {
         }
         let value_panels = values.words_mut().chunks_exact_mut(value_words);
         for (panel, words) in value_panels.enumerate() {
+            give_way();
             let columns = panel * PANEL_COLUMNS..head_dim.min((panel + 1) * PANEL_COLUMNS);
             simd.run(PackValues {
                 format,

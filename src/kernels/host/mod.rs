@@ -34,6 +34,7 @@ use self::simd::Simd;
 use super::linear::Norm;
 use super::weight::HostTensor;
 use super::{Activations, HeadRange, Heads, Precision, Projections, Rope, Spans};
+use crate::kernels::pausing::give_way;
 
 /// Rows of f32 in scratch memory, contiguous.
 #[derive(Debug, Clone)]
@@ -117,6 +118,7 @@ pub(super) fn lookup(table: &HostTensor, lookups: &[(&[u32], Option<&[f32]>)]) -
         .par_chunks_mut(width)
         .enumerate()
         .for_each(|(row, out)| {
+            give_way();
             out.fill(0.0);
             for (ids, weights) in lookups {
                 let at = ids[row] as usize * bytes;
@@ -143,10 +145,31 @@ pub(super) fn add(x: &mut HostRows, y: &HostRows) {
         .par_chunks_mut(x_chunk(y.width))
         .zip(y.data().par_chunks(x_chunk(y.width)))
         .for_each(|(x, y)| {
+            give_way();
             for (x, y) in x.iter_mut().zip(y) {
                 *x += y;
             }
         });
+}
+
+/// The bytes of all parts, one after the other, each as the number `value` makes of it.
+pub(super) fn bytes(parts: &[&[u8]], width: usize, value: impl Fn(u8) -> f32 + Sync) -> HostRows {
+    let rows = parts.iter().map(|part| part.len()).sum::<usize>() / width;
+    let mut out = HostRows::stale(rows, width);
+    let mut rest = out.data_mut();
+    for part in parts {
+        let (own, others) = rest.split_at_mut(part.len());
+        rest = others;
+        own.par_chunks_mut(x_chunk(width))
+            .zip(part.par_chunks(x_chunk(width)))
+            .for_each(|(out, bytes)| {
+                give_way();
+                for (out, &byte) in out.iter_mut().zip(bytes) {
+                    *out = value(byte);
+                }
+            });
+    }
+    out
 }
 
 /// Numbers of sixteen rows.

@@ -11,6 +11,7 @@ use super::mixing::Mix;
 pub(crate) use super::rounding::Rounding;
 use super::rounding::{Largest, RoundRows};
 use super::simd::Simd;
+use crate::kernels::pausing::give_way;
 
 /// Most rows a tile has in any instruction set.
 pub(crate) const MAX_HEIGHT: usize = 32;
@@ -119,6 +120,7 @@ impl Operand {
         let (rows, height) = (self.rows, self.height);
         let writer = self.writer();
         (0..rows.div_ceil(height)).into_par_iter().for_each(|tile| {
+            give_way();
             for i in tile * height..rows.min((tile + 1) * height) {
                 // SAFETY: this task alone has the rows of this tile.
                 unsafe { writer.write_row(simd, i, row(i)) };
@@ -133,6 +135,7 @@ impl Operand {
         (0..rows.div_ceil(height)).into_par_iter().for_each_init(
             || Buffer::stale(depth),
             |scratch, tile| {
+                give_way();
                 for i in tile * height..rows.min((tile + 1) * height) {
                     row(i, scratch.f32s_mut());
                     if writer.rounding.format() == Format::Int8 {

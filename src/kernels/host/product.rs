@@ -11,6 +11,7 @@ use super::operand::{Operand, Rounding};
 use super::panels::Panels;
 use super::simd::Simd;
 use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products};
+use crate::kernels::pausing::give_way;
 
 /// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
 const TASK_PANEL_BYTES: usize = 768 << 10;
@@ -101,6 +102,7 @@ impl Shared<'_> {
         if self.pieces == 1 {
             let mut products = Products::ZERO;
             for row_tile in row_tiles.clone() {
+                give_way();
                 for panel in columns.clone() {
                     sink.fetch(self.rows_of(row_tile), panel);
                     self.multiply(
@@ -119,6 +121,7 @@ impl Shared<'_> {
         for piece in 0..self.pieces {
             let mut products = waiting.iter_mut();
             for row_tile in row_tiles.clone() {
+                give_way();
                 for (panel, products) in columns.clone().zip(products.by_ref()) {
                     let is_last = piece + 1 == self.pieces;
                     if is_last {

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::lanes::{LANES, Lanes, Task};
 use super::simd::Simd;
+use crate::kernels::pausing::give_way;
 
 /// Rows one parallel task takes: enough that handing it out costs nothing.
 const ROWS_A_TASK: usize = 16;
@@ -118,6 +119,7 @@ pub(crate) fn norm(simd: Simd, x: &[f32], norm: NormWeights<'_>, out: &mut [f32]
     out.par_chunks_mut(width * ROWS_A_TASK)
         .zip(x.par_chunks(width * ROWS_A_TASK))
         .for_each(|(out, x)| {
+            give_way();
             for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                 norm.row(simd, x, out);
             }
@@ -160,6 +162,7 @@ pub(crate) fn rotate(
     x.par_chunks_mut(width * ROWS_A_TASK)
         .enumerate()
         .for_each(|(task, rows)| {
+            give_way();
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 let at = (task * ROWS_A_TASK + i) * half;
                 let (cos, sin) = (&rotation.cos[at..at + half], &rotation.sin[at..at + half]);

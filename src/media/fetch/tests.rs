@@ -1,7 +1,13 @@
 //! The fetch policy against servers on the loopback.
 
+mod again;
+mod encrypted;
+mod hops;
+
+use super::policy::NOT_PUBLIC;
 use super::*;
 use crate::media::{MediaLoader, MediaSource};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -52,7 +58,25 @@ fn open(port: u16) -> MediaSettings {
 
 async fn load(settings: &MediaSettings, url: &str) -> Result<Bytes, MediaError> {
     let source = MediaSource::parse(url, settings.max_bytes)?;
-    MediaLoader::new(settings).unwrap().load(&source).await
+    let loaded = MediaLoader::new(settings).unwrap().load(&source, 0).await;
+    loaded.map(|loaded| loaded.bytes)
+}
+
+/// The same with other times, for the steps that no setting bounds.
+async fn load_within(
+    settings: &MediaSettings,
+    times: (Duration, Duration),
+    url: &str,
+) -> Result<Bytes, MediaError> {
+    let mut fetcher = Fetcher::new(settings).unwrap();
+    let shared = Arc::get_mut(&mut fetcher.0).unwrap();
+    (shared.times.connect, shared.times.first_byte) = times;
+    let url = Url::parse(url).unwrap();
+    fetcher.fetch(&url, 0).await.map(|fetched| fetched.body)
+}
+
+fn is_failed(result: &Result<Bytes, MediaError>) -> bool {
+    matches!(result, Err(MediaError::FetchFailed { .. }))
 }
 
 fn is_blocked(result: &Result<Bytes, MediaError>) -> bool {
@@ -277,28 +301,189 @@ async fn addresses_that_are_not_public_are_refused_in_every_spelling() {
 }
 
 #[test]
-fn one_refused_address_among_many_refuses_the_name() {
-    let addresses = |texts: &[&str]| {
-        texts
-            .iter()
-            .map(|text| SocketAddr::new(text.parse().unwrap(), 0))
-            .collect::<Vec<_>>()
+fn one_refused_address_among_many_refuses_the_name_as_if_it_did_not_exist() {
+    let judge = |allow_private_networks: bool, texts: &[&str]| {
+        let settings = MediaSettings {
+            allow_private_networks,
+            ..MediaSettings::default()
+        };
+        let of = |text: &&str| SocketAddr::new(text.parse().unwrap(), 80);
+        let addresses: Vec<SocketAddr> = texts.iter().map(of).collect();
+        let url = Url::parse("http://name.example/").unwrap();
+        let checked = Fetcher::new(&settings).unwrap().0.checked(&url, &addresses);
+        checked.map_err(|error| error.to_string())
     };
-    assert!(checked_addresses(addresses(&["8.8.8.8", "2606:4700::1111"]), false).is_ok());
-    assert!(checked_addresses(addresses(&["8.8.8.8", "127.0.0.1"]), false).is_err());
-    assert!(checked_addresses(addresses(&["8.8.8.8", "::ffff:10.0.0.1"]), false).is_err());
-    assert!(checked_addresses(addresses(&["8.8.8.8", "127.0.0.1"]), true).is_ok());
+    let refused = Err(UNREACHABLE.to_owned());
+    assert!(judge(false, &["8.8.8.8", "2606:4700::1111"]).is_ok());
+    assert_eq!(judge(false, &["8.8.8.8", "127.0.0.1"]), refused);
+    assert_eq!(judge(false, &["127.0.0.1", "8.8.8.8"]), refused);
+    assert_eq!(judge(false, &["8.8.8.8", "::ffff:10.0.0.1"]), refused);
+    assert_eq!(judge(false, &[]), refused);
+    assert!(judge(true, &["8.8.8.8", "127.0.0.1"]).is_ok());
+    assert_eq!(judge(true, &["8.8.8.8", "169.254.169.254"]), refused);
+}
+
+#[test]
+fn this_machines_own_addresses_are_known_without_a_packet() {
+    let own = |text: &str| is_own(SocketAddr::new(text.parse().unwrap(), 80));
+    assert!(own("127.0.0.1"));
+    assert!(!own("8.8.8.8") && !own("2606:4700::1111"));
 }
 
 #[tokio::test]
-async fn metadata_hosts_are_refused_even_where_private_networks_are_allowed() {
-    assert!(is_blocked(
-        &load(
-            &open(80),
-            "http://metadata.google.internal/computeMetadata/v1/"
-        )
-        .await
-    ));
+async fn servers_that_take_a_connection_and_say_nothing_are_left_at_the_first_byte() {
+    let times = (Duration::from_secs(5), Duration::from_millis(200));
+    for drip in [Vec::new(), b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()] {
+        let (port, _requests) = server(drip, true).await;
+        let began = Instant::now();
+        let url = format!("http://127.0.0.1:{port}/");
+        let result = load_within(&open(port), times, &url).await;
+        assert!(is_failed(&result), "{result:?}");
+        assert!(began.elapsed() < Duration::from_secs(3));
+    }
+}
+
+#[tokio::test]
+async fn servers_that_take_no_connection_are_left_in_time() {
+    // A full backlog: the kernel answers no more connections.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let connecting = tokio::net::TcpStream::connect(("127.0.0.1", port));
+        waiting.push(tokio::time::timeout(Duration::from_millis(50), connecting).await);
+    }
+    let began = Instant::now();
+    let times = (Duration::from_millis(200), Duration::from_secs(5));
+    let result = load_within(&open(port), times, &format!("http://127.0.0.1:{port}/")).await;
+    assert!(is_failed(&result), "{result:?}");
+    assert!(began.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn heads_that_never_end_or_are_huge_are_refused() {
+    let long = format!(
+        "200 OK\r\nX: {}\r\nContent-Length: 1",
+        "a".repeat(100 << 10)
+    );
+    let many = format!("200 OK{}\r\nContent-Length: 1", "\r\nX: a".repeat(1000));
+    let interim = "100 Continue\r\n\r\nHTTP/1.1 ".repeat(20_000);
+    for head in [long, many, interim] {
+        let (port, _requests) = server(answer(&head, b"x"), true).await;
+        let times = (Duration::from_secs(5), Duration::from_millis(500));
+        let url = format!("http://127.0.0.1:{port}/");
+        let result = load_within(&open(port), times, &url).await;
+        assert!(is_failed(&result), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused() {
+    for nonsense in [
+        &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
+        b"220 smtp.example ESMTP\r\n",
+        b"+OK redis\r\n",
+        b"<html>no head</html>",
+        b"HTTP/1.1 two hundred\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxy",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+    ] {
+        let (port, _requests) = server(nonsense.to_vec(), false).await;
+        let result = load(&open(port), &format!("http://127.0.0.1:{port}/")).await;
+        assert!(
+            is_failed(&result),
+            "{:?}: {result:?}",
+            String::from_utf8_lossy(nonsense)
+        );
+    }
+}
+
+#[tokio::test]
+async fn endless_chunks_are_cut_off_at_the_limit() {
+    let chunks = b"1\r\nx\r\n".repeat(1001);
+    let head = "200 OK\r\nTransfer-Encoding: chunked";
+    let (port, _requests) = server(answer(head, &chunks), true).await;
+    let result = load(&open(port), &format!("http://127.0.0.1:{port}/")).await;
+    assert!(
+        matches!(
+            result,
+            Err(MediaError::TooLarge {
+                value: 1001,
+                limit: 1000,
+                ..
+            })
+        ),
+        "{result:?}"
+    );
+}
+
+#[tokio::test]
+async fn more_bytes_than_announced_are_not_read() {
+    let (port, _requests) = server(answer("200 OK\r\nContent-Length: 3", b"picture"), false).await;
+    let body = load(&open(port), &format!("http://127.0.0.1:{port}/")).await;
+    assert_eq!(&body.unwrap()[..], b"pic");
+}
+
+#[tokio::test]
+async fn only_so_many_fetches_of_one_host_go_on_at_a_time_and_a_client_that_leaves_frees_its_place()
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, seen) = (Arc::clone(&now), Arc::clone(&most));
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let now = Arc::clone(&counted);
+            seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = socket.read(&mut request).await;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                let _ = socket.write_all(&ok(b"picture")).await;
+            });
+        }
+    });
+    let settings = MediaSettings {
+        max_fetches_per_host: 3,
+        ..open(port)
+    };
+    let fetcher = Fetcher::new(&settings).unwrap();
+    // The same host by two names.
+    let urls = ["127.0.0.1", "localhost"].map(|host| format!("http://{host}:{port}/"));
+    let urls = urls.map(|url| Url::parse(&url).unwrap());
+    let fetches = (0..12).map(|i| fetcher.fetch(&urls[i % 2], 0));
+    for fetched in futures_util::future::join_all(fetches).await {
+        assert_eq!(&fetched.unwrap().body[..], b"picture");
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+    let left = futures_util::future::join_all((0..6).map(|_| fetcher.fetch(&urls[0], 0)));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(10), left)
+            .await
+            .is_err()
+    );
+    assert!(fetcher.fetch(&urls[0], 0).await.is_ok());
+}
+
+#[tokio::test]
+async fn metadata_is_refused_even_where_private_networks_are_allowed() {
+    for host in [
+        "metadata.google.internal",
+        "METADATA.google.internal.",
+        "169.254.169.254",
+        "0xa9fea9fe",
+        "[::ffff:169.254.169.254]",
+        "[fd00:ec2::254]",
+        "168.63.129.16",
+        "100.100.100.200",
+    ] {
+        let result = load(&open(80), &format!("http://{host}/latest/meta-data/")).await;
+        assert!(is_blocked(&result), "{host}: {result:?}");
+    }
 }
 
 #[tokio::test]

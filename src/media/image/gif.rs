@@ -14,6 +14,7 @@ pub(super) fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<Decoded, 
     let broken = |_: DecodingError| cut_short();
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
+    options.allow_unknown_blocks(true);
     options.set_memory_limit(
         NonZeroU64::new(settings.max_pixels).map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes),
     );
@@ -28,9 +29,7 @@ pub(super) fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<Decoded, 
         .next_frame_info()
         .map_err(broken)?
         .ok_or_else(|| invalid("the GIF has no frame"))?;
-    // A frame that reaches beyond the screen makes the canvas grow, in Pillow too.
-    let width = screen.0.max(u32::from(frame.left) + u32::from(frame.width));
-    let height = screen.1.max(u32::from(frame.top) + u32::from(frame.height));
+    let (width, height) = grown(screen, frame);
     check_size(width, height, settings)?;
     let frame = frame.clone();
     let mut indices = vec![0; decoder.buffer_size()];
@@ -54,6 +53,25 @@ pub(super) fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<Decoded, 
         image: assemble(width, height, rgb)?,
         exif: None,
     })
+}
+
+/// The canvas of the first frame.
+pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32), MediaError> {
+    let mut options = DecodeOptions::new();
+    options.skip_frame_decoding(true);
+    options.allow_unknown_blocks(true);
+    let mut decoder = options.read_info(bytes).map_err(|_| cut_short())?;
+    let screen = (u32::from(decoder.width()), u32::from(decoder.height()));
+    let frame = decoder.next_frame_info().map_err(|_| cut_short())?;
+    let frame = frame.ok_or_else(|| invalid("the GIF has no frame"))?;
+    Ok(grown(screen, frame))
+}
+
+/// A frame that reaches beyond the screen makes the canvas grow, in Pillow too.
+fn grown(screen: (u32, u32), frame: &Frame) -> (u32, u32) {
+    let width = u32::from(frame.left) + u32::from(frame.width);
+    let height = u32::from(frame.top) + u32::from(frame.height);
+    (screen.0.max(width), screen.1.max(height))
 }
 
 /// The indices of the whole canvas. What the frame leaves free shows the transparent index where there is one and index 0
@@ -96,7 +114,7 @@ fn cut_short() -> MediaError {
 }
 
 /// Whether the blocks of the file lead up to its trailer. The later frames are stepped over, not decoded.
-fn reaches_trailer(bytes: &[u8]) -> bool {
+pub(in crate::media) fn reaches_trailer(bytes: &[u8]) -> bool {
     walk(bytes).is_some()
 }
 

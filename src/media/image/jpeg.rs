@@ -34,6 +34,14 @@ pub(super) fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<Decoded, 
     })
 }
 
+/// What the header says.
+pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32), MediaError> {
+    let broken = |_| invalid("the JPEG is cut short or damaged");
+    let header = turbojpeg::read_header(bytes).map_err(broken)?;
+    let side = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    Ok((side(header.width), side(header.height)))
+}
+
 fn decompress(
     decompressor: &mut Decompressor,
     bytes: &[u8],
@@ -56,7 +64,7 @@ fn decompress(
 ///
 /// # Source
 /// Pillow's `cmyk2rgb` (`Convert.c`): `clip(k' - c·k' / 255)` with its rounding division, where `k' = 255 - k`.
-fn cmyk_to_rgb(inverted: &[u8]) -> Vec<u8> {
+pub(super) fn cmyk_to_rgb(inverted: &[u8]) -> Vec<u8> {
     inverted
         .chunks_exact(4)
         .flat_map(|pixel| {

@@ -70,6 +70,13 @@ pub(super) fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<Decoded, 
     })
 }
 
+/// What the header says.
+pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32), MediaError> {
+    let broken = |_: DecodingError| invalid("the PNG is cut short or damaged");
+    let mut decoder = Decoder::new(Cursor::new(bytes));
+    Ok(decoder.read_header_info().map_err(broken)?.size())
+}
+
 /// # Source
 /// `_MODES` of Pillow's `PngImagePlugin.py`: 16-bit colours keep their high byte, 16-bit grey with alpha opens as RGBA (and so
 /// goes on white), 16-bit grey opens as `I;16`, whose conversion clips at 255 instead of shifting.

@@ -38,8 +38,15 @@ pub(super) fn decode(bytes: &[u8], settings: &MediaSettings) -> Result<Decoded, 
     })
 }
 
+/// What the header says.
+pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32), MediaError> {
+    let decoder = WebPDecoder::new(Cursor::new(bytes));
+    let decoder = decoder.map_err(|_| invalid("the WebP is cut short or damaged"))?;
+    Ok(decoder.dimensions())
+}
+
 /// Whether the file is as long as its RIFF header says.
-fn is_whole(bytes: &[u8]) -> bool {
+pub(in crate::media) fn is_whole(bytes: &[u8]) -> bool {
     let Some((header, content)) = bytes.split_first_chunk::<8>() else {
         return false;
     };

@@ -2,35 +2,72 @@
 //!
 //! In: a program, its arguments, the file it reads as its standard input. Out: what it writes to standard output, read by the
 //! caller as it comes. The child has no environment, no terminal, `/` as its directory and a process group of its own; it is
-//! killed at the deadline and reaped on every path.
+//! killed at the deadline and reaped on every path. What confines it is `sandbox`, which the child puts on itself.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::media::MediaError;
+use super::sandbox::EXIT_UNCONFINED;
+use crate::media::{MediaError, MediaSettings};
 
 /// How often an ending child is looked at.
 const POLL: Duration = Duration::from_millis(2);
 
 /// One run of a program.
 pub(super) struct Job<'a> {
-    /// The program, by path or by name.
-    pub(super) program: &'a Path,
-    /// Its arguments.
-    pub(super) args: Vec<String>,
+    /// The program and its arguments.
+    pub(super) command: Command,
     /// What it reads; from the beginning.
     pub(super) input: &'a File,
     /// How long it may take.
     pub(super) time: Duration,
+}
+
+/// The command that runs one of FFmpeg's programs confined: this program again, which becomes that one.
+///
+/// # Errors
+/// [`MediaError::Unsupported`] when the program is not installed.
+pub(super) fn confined(
+    program: &Path,
+    args: Vec<String>,
+    settings: &MediaSettings,
+) -> Result<Command, MediaError> {
+    let found = find(program).ok_or_else(|| not_installed(program))?;
+    let mut command = ourselves(settings);
+    if settings.require_sandbox {
+        command.arg("--require-sandbox");
+    }
+    command.arg("--").arg(found).args(args);
+    Ok(command)
+}
+
+/// The command that confines itself in the same way, and writes which layers hold.
+///
+/// # Errors
+/// [`MediaError::Unsupported`] when FFmpeg is not installed.
+pub(super) fn telling_layers(settings: &MediaSettings) -> Result<Command, MediaError> {
+    let found = find(&settings.ffmpeg).ok_or_else(|| not_installed(&settings.ffmpeg))?;
+    let mut command = ourselves(settings);
+    command.arg("--tell-layers").arg("--").arg(found);
+    Ok(command)
+}
+
+fn ourselves(settings: &MediaSettings) -> Command {
+    let mut command = Command::new(&settings.decoder);
+    command
+        .arg("decode-video")
+        .arg(format!("--memory-bytes={}", settings.max_decoder_bytes))
+        .arg(format!("--cpu-seconds={}", settings.max_decoder_seconds));
+    command
 }
 
 /// How a run ended, when nothing failed on our side.
@@ -76,7 +113,7 @@ impl Guarded {
     }
 
     /// Waits until the child has exited or the deadline has passed, when it is killed.
-    fn wait(&self, deadline: Instant) -> io::Result<bool> {
+    fn wait(&self, deadline: Instant) -> io::Result<ExitStatus> {
         loop {
             let status = {
                 let mut watched = self.lock();
@@ -85,7 +122,7 @@ impl Guarded {
                 status
             };
             if let Some(status) = status {
-                return Ok(status.success());
+                return Ok(status);
             }
             if Instant::now() >= deadline {
                 self.kill();
@@ -106,18 +143,16 @@ impl Drop for Guarded {
 /// Runs a program and hands its output to `read`, which returns `Ok(None)` when there is too little of it.
 ///
 /// # Errors
-/// [`MediaError::Unsupported`] when the program is not installed, what `read` returns, [`MediaError::Internal`] when the child
-/// cannot be started or waited for.
+/// What `read` returns, [`MediaError::Internal`] when the child cannot be started, confined or waited for.
 pub(super) fn run<T>(
     job: Job<'_>,
     read: impl FnOnce(&mut ChildStdout) -> Result<Option<T>, MediaError>,
 ) -> Result<Ended<T>, MediaError> {
-    let program = find(job.program).ok_or_else(|| not_installed(job.program))?;
+    let mut command = job.command;
     let deadline = Instant::now() + job.time;
     let mut input = job.input.try_clone().map_err(MediaError::Internal)?;
     input.rewind().map_err(MediaError::Internal)?;
-    let mut child = Command::new(program)
-        .args(job.args)
+    let mut child = command
         .env_clear()
         .current_dir("/")
         .process_group(0)
@@ -155,9 +190,13 @@ pub(super) fn run<T>(
         return Ok(Ended::TimedOut);
     }
     let output = result?;
-    let success = child.wait(deadline).map_err(MediaError::Internal)?;
+    let status = child.wait(deadline).map_err(MediaError::Internal)?;
+    if status.code() == Some(EXIT_UNCONFINED.into()) {
+        let reason = "the decoder could not be confined or started";
+        return Err(MediaError::Internal(io::Error::other(reason)));
+    }
     Ok(match output {
-        Some(output) if success => Ended::Well(output),
+        Some(output) if status.success() => Ended::Well(output),
         _ if Instant::now() >= deadline => Ended::TimedOut,
         _ => Ended::Badly,
     })
@@ -201,9 +240,10 @@ mod tests {
     use std::io::Write;
 
     fn sh(script: &str, input: &File, time: Duration) -> Result<Ended<Vec<u8>>, MediaError> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
         let job = Job {
-            program: Path::new("sh"),
-            args: vec!["-c".to_owned(), script.to_owned()],
+            command,
             input,
             time,
         };
@@ -275,9 +315,10 @@ mod tests {
     #[test]
     fn a_reader_that_gives_up_ends_the_child() {
         let file = input("");
+        let mut command = Command::new("/bin/sleep");
+        command.arg("60");
         let job = Job {
-            program: Path::new("/bin/sleep"),
-            args: vec!["60".to_owned()],
+            command,
             input: &file,
             time: LONG,
         };
@@ -290,19 +331,19 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_could_not_be_confined_is_our_fault() {
+        let result = sh("exit 97", &input(""), LONG);
+        assert!(matches!(result, Err(MediaError::Internal(_))));
+    }
+
+    #[test]
     fn a_missing_program_is_named_with_what_to_install() {
-        let file = input("");
-        let job = Job {
-            program: Path::new("no-such-ffmpeg"),
-            args: Vec::new(),
-            input: &file,
-            time: LONG,
-        };
-        match run::<()>(job, |_| Ok(None)) {
+        let settings = MediaSettings::default();
+        match confined(Path::new("no-such-ffmpeg"), Vec::new(), &settings) {
             Err(MediaError::Unsupported { reason }) => {
                 assert!(reason.contains("no-such-ffmpeg") && reason.contains("install"))
             }
-            _ => panic!("ran"),
+            _ => panic!("found"),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::{Container, Rotation, VideoInfo, damaged};
+use super::ffmpeg::{Container, Rotation, input_args};
+use super::{VideoInfo, damaged};
 use crate::media::{MediaError, MediaSettings};
 
 /// Codecs whose decoders may see a client's bytes.
@@ -15,7 +16,7 @@ const PROBED_PIXELS: u64 = 1 << 28;
 
 /// The probe's arguments: one pass over the packets, nothing decoded beyond what the stream's header needs.
 pub(super) fn args(container: Container) -> Vec<String> {
-    let mut args = super::input_args(container, PROBED_PIXELS);
+    let mut args = input_args(container, PROBED_PIXELS);
     args.extend(
         [
             "-select_streams",
@@ -108,6 +109,13 @@ pub(super) fn read_report(
     if frames == 0 {
         return Err(MediaError::InvalidVideo {
             reason: "the video has no frames".to_owned(),
+        });
+    }
+    if frames > settings.max_video_frames {
+        return Err(MediaError::TooLarge {
+            what: "number of frames in the video",
+            value: frames,
+            limit: settings.max_video_frames,
         });
     }
     if (report.packets.len() as u64) < announced {

@@ -10,8 +10,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 
 use super::*;
-use crate::batcher::door::is_light;
+use crate::batcher::door::{Promise, is_light};
 use crate::batcher::lane::QUANTUM;
+use crate::batcher::outline::Outline;
 
 /// Numbers that follow from a seed.
 ///
@@ -45,6 +46,11 @@ fn mixed(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
+}
+
+/// Which of the four lanes: by priority and model.
+fn lane_of(priority: Priority, task: Task) -> usize {
+    2 * priority as usize + task as usize
 }
 
 /// What a row spells of its input: sixteen bits a number, so that f32 holds each exactly.
@@ -96,9 +102,19 @@ struct Climate {
 enum Event {
     Arrival,
     Departure(u64),
+    /// What was promised has been prepared.
+    Prepared(u64),
     PassEnds(PassId),
     Look,
 }
+
+/// What is on its way in: its place, its inputs, its lane, and when nobody waits any more.
+type Coming = (
+    Promise,
+    (Task, Tenant, Vec<Input>),
+    Option<Priority>,
+    Instant,
+);
 
 /// Somebody who waits.
 struct Client {
@@ -115,6 +131,7 @@ struct World {
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     schedule: Schedule<Input, u64>,
     waiting: BTreeMap<u64, Client>,
+    coming: BTreeMap<u64, Coming>,
     passes: Vec<Pass>,
     failed_alone: HashSet<u64>,
     begun: u64,
@@ -123,7 +140,7 @@ struct World {
     arrived: u64,
     names: u64,
     /// For each lane, by how much one tenant got ahead of another while both had work.
-    ahead: [BTreeMap<(Tenant, Tenant), i128>; 2],
+    ahead: [BTreeMap<(Tenant, Tenant), i128>; 4],
     dearest: u64,
     tally: Tally,
 }
@@ -162,6 +179,7 @@ struct Tally {
     lost: u64,
     out_of_memory: u64,
     between: u64,
+    prepared: u64,
 }
 
 impl World {
@@ -209,6 +227,7 @@ impl World {
             events: BinaryHeap::new(),
             schedule: Schedule::new(policy),
             waiting: BTreeMap::new(),
+            coming: BTreeMap::new(),
             passes: Vec::new(),
             failed_alone: HashSet::new(),
             begun: 0,
@@ -236,6 +255,7 @@ impl World {
             match event {
                 Event::Arrival => self.arrive(),
                 Event::Departure(name) => self.depart(name),
+                Event::Prepared(name) => self.prepared(name),
                 Event::PassEnds(number) => self.end_pass(number),
                 Event::Look => {}
             }
@@ -248,8 +268,9 @@ impl World {
         self.tally
     }
 
-    fn input(&mut self) -> Input {
-        let content = self.dice.below(self.climate.contents);
+    fn input(&mut self, task: Task) -> Input {
+        // What one model is asked is never what the other is.
+        let content = 2 * self.dice.below(self.climate.contents) + task as u64;
         // Its own dice, so that the same content is the same input.
         let mut own = Dice(content);
         let tokens = own.between(1, 900) as usize;
@@ -278,16 +299,86 @@ impl World {
             true => self.dice.between(2, 40),
             false => 1,
         };
-        let inputs: Vec<Input> = (0..many).map(|_| self.input()).collect();
+        let task = Task::ALL[usize::from(self.dice.chance(300))];
+        let inputs: Vec<Input> = (0..many).map(|_| self.input(task)).collect();
         let tenant = Tenant(u128::from(self.dice.below(self.climate.tenants)));
         let patience = Duration::from_micros(self.dice.between(1000, 600_000_000));
+        let priority = [None, BULK, INTERACTIVE][self.dice.below(3) as usize];
+        let deadline = self.now + patience;
+        if self.dice.chance(500) {
+            self.submit((task, tenant, inputs), priority, (deadline, false));
+        } else {
+            self.promise((task, tenant, inputs), priority, deadline);
+        }
+    }
+
+    /// Has a request take a place before it is prepared.
+    fn promise(
+        &mut self,
+        (task, tenant, inputs): (Task, Tenant, Vec<Input>),
+        priority: Option<Priority>,
+        deadline: Instant,
+    ) {
+        let tokens: usize = inputs.iter().map(|input| input.tokens).sum();
+        let outline = Outline {
+            task,
+            tenant,
+            priority,
+            deadline: std::time::Instant::now(),
+            inputs: inputs.len(),
+            text_bytes: tokens * self.dice.between(1, 8) as usize,
+            media: self.dice.below(3) as usize,
+        };
+        let before = (self.held(), self.promised());
+        let asked = self.schedule.promise(self.now, (&outline, deadline));
+        let Ok(promise) = asked else {
+            self.tally.refused += 1;
+            let held = (self.held(), self.promised());
+            assert_eq!(held, before, "a refused request left something behind");
+            return;
+        };
+        let most = self.schedule.policy.max_queue_tokens;
+        let tokens = self.held().0 + self.promised().1;
+        let idle = before.0.1 == 0 && before.1.0 == 0;
+        assert!(
+            idle || tokens <= most,
+            "{tokens} tokens wait or are promised"
+        );
+        let preparing = self.dice.between(1, 1_000_000);
+        self.after(preparing, Event::Prepared(self.names + 1));
+        let coming = (promise, (task, tenant, inputs), priority, deadline);
+        self.coming.insert(self.names, coming);
+    }
+
+    fn prepared(&mut self, name: u64) {
+        let (promise, (task, tenant, inputs), priority, deadline) =
+            self.coming.remove(&name).expect("it was promised");
+        // Some leave, or could not be prepared.
+        if self.dice.chance(200) {
+            self.schedule.redeem(promise, None);
+            return;
+        }
+        let tokens = inputs.iter().map(|input| input.tokens).sum();
+        self.schedule.redeem(promise, Some(text(tokens)));
+        self.tally.prepared += 1;
+        self.submit((task, tenant, inputs), priority, (deadline, true));
+    }
+
+    fn submit(
+        &mut self,
+        (task, tenant, inputs): (Task, Tenant, Vec<Input>),
+        priority: Option<Priority>,
+        (deadline, promised): (Instant, bool),
+    ) {
         let first = self.names + 1;
-        self.names += many;
+        self.names += inputs.len() as u64;
         let group = Group {
             entries: (first..).zip(&inputs).map(entry).collect(),
+            task,
             tenant,
-            priority: [None, BULK, INTERACTIVE][self.dice.below(3) as usize],
-            deadline: self.now + patience,
+            priority,
+            deadline,
+            promised,
         };
         let before = self.held();
         let joined = self.schedule.counters().computed_once;
@@ -297,7 +388,6 @@ impl World {
                 self.check_budget(before);
                 self.tally.shared += self.schedule.counters().computed_once - joined;
                 for ((name, ticket), input) in (first..).zip(tickets).zip(inputs) {
-                    let deadline = self.now + patience;
                     self.waiting.insert(
                         name,
                         Client {
@@ -318,6 +408,14 @@ impl World {
                 assert_eq!(self.held(), before, "a refused group left something behind");
             }
         }
+    }
+
+    /// Requests and tokens that are on their way in.
+    fn promised(&self) -> (usize, usize) {
+        let lanes = self.schedule.lanes.iter().map(Track::promised);
+        lanes.fold((0, 0), |(requests, tokens), lane| {
+            (requests + lane.requests, tokens + lane.tokens)
+        })
     }
 
     /// Tokens and inputs that wait.
@@ -355,8 +453,14 @@ impl World {
                 self.begin_pass(batch.pass, members.collect());
             }
             Step::Wait(Some(until)) => {
-                assert!(until > self.now && self.passes.is_empty() && waits);
-                assert!(until <= self.now + self.schedule.policy.max_wait);
+                assert!(until > self.now && waits);
+                let longest = match &self.schedule.passes[..] {
+                    [] => self.schedule.policy.max_wait,
+                    // It is owed a part of what was put in between.
+                    [long] => long.interrupted,
+                    _ => panic!("two passes run and something is waited for"),
+                };
+                assert!(until <= self.now + longest);
                 self.events.push(Reverse((until, self.names, Event::Look)));
             }
             Step::Wait(None) => {
@@ -466,8 +570,14 @@ impl World {
         }
     }
 
-    fn backlogged(&self) -> [BTreeSet<Tenant>; 2] {
-        [0, 1].map(|lane| self.schedule.lanes[lane].jobs().map(|job| job.0).collect())
+    /// Who has work waiting, by [`lane_of`].
+    fn backlogged(&self) -> [BTreeSet<Tenant>; 4] {
+        let mut tenants: [BTreeSet<Tenant>; 4] = Default::default();
+        for (tenant, id, _) in self.schedule.lanes.iter().flat_map(Track::jobs) {
+            let job = &self.schedule.jobs[&id];
+            tenants[lane_of(job.priority, job.task)].insert(tenant);
+        }
+        tenants
     }
 
     /// The bounds of a pass.
@@ -480,6 +590,7 @@ impl World {
         for (id, (tenant, input)) in pass.members.iter().zip(&batch.members) {
             let job = &schedule.jobs[id];
             assert_eq!((job.tenant, job.payload), (*tenant, *input));
+            assert_eq!(job.task, pass.task, "two models in one pass");
             assert!(
                 seen.insert((*tenant, input.content)),
                 "computed twice at once"
@@ -506,9 +617,10 @@ impl World {
                 tokens <= most,
                 "{tokens} tokens in a pass of at most {most}"
             );
-            let speed = schedule.speed.as_ref();
+            let speed = schedule.speeds[pass.task as usize].as_ref();
             let time = speed.map_or(Duration::ZERO, |speed| speed.marginal(pass.cost));
-            let slice = schedule.bulk_slice() + Duration::from_micros(batch.members.len() as u64);
+            let slack = Duration::from_micros(batch.members.len() as u64);
+            let slice = schedule.bulk_slice(pass.task) + slack;
             let bulk = pass.priority == Priority::Bulk;
             assert!(
                 !bulk || time <= slice,
@@ -519,10 +631,10 @@ impl World {
 
     /// Of two tenants that keep work waiting in a lane, none gets ahead by more than a quantum and a job; twice that between any two
     /// moments, for the other may have been ahead at the first.
-    fn check_fairness(&mut self, before: &[BTreeSet<Tenant>; 2]) {
+    fn check_fairness(&mut self, before: &[BTreeSet<Tenant>; 4]) {
         let after = self.backlogged();
         let pass = self.schedule.passes.last().expect("a pass runs");
-        let lane = pass.priority as usize;
+        let lane = lane_of(pass.priority, pass.task);
         let both: Vec<Tenant> = before[lane].intersection(&after[lane]).copied().collect();
         for id in &pass.members {
             let job = &self.schedule.jobs[id];
@@ -561,6 +673,11 @@ impl World {
             }
             assert_eq!((lane.cost(), lane.price()), (cost, price));
         }
+        let coming = self.coming.values().map(|coming| coming.0.promised);
+        let sums = coming.fold((0, 0), |(requests, tokens), promised| {
+            (requests + promised.requests, tokens + promised.tokens)
+        });
+        assert_eq!(self.promised(), sums, "a promise is forgotten or kept");
         let running = schedule.jobs.values().filter(|job| job.running).count();
         assert_eq!(
             queued + running,
@@ -598,7 +715,7 @@ impl World {
         );
         assert!(self.schedule.jobs.is_empty() && self.schedule.passes.is_empty());
         assert!(self.schedule.tickets.is_empty() && self.schedule.in_flight.is_empty());
-        assert_eq!(self.held(), (0, 0));
+        assert_eq!((self.held(), self.promised()), ((0, 0), (0, 0)));
         assert_eq!(self.arrived, self.climate.requests);
     }
 }
@@ -633,6 +750,7 @@ fn no_day_crosses_loses_or_doubles_an_answer_or_leaks_a_place() {
         total.lost += tally.lost;
         total.out_of_memory += tally.out_of_memory;
         total.between += tally.between;
+        total.prepared += tally.prepared;
     }
     println!("{seeds:?}: {total:?}");
     if seeds.end - seeds.start >= 200 {
@@ -646,6 +764,7 @@ fn no_day_crosses_loses_or_doubles_an_answer_or_leaks_a_place() {
             lost,
             out_of_memory,
             between,
+            prepared,
         } = total;
         let least = [
             answered,
@@ -657,6 +776,7 @@ fn no_day_crosses_loses_or_doubles_an_answer_or_leaks_a_place() {
             lost,
             out_of_memory,
             between,
+            prepared,
         ];
         assert!(
             least.iter().all(|count| *count > 10),

@@ -42,6 +42,21 @@ const EMBEDDING_V6: [([u16; 8], u32); 2] = [
     ([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96),
 ];
 
+/// Where clouds, and nobody else, serve credentials and hosts' secrets: link-local IPv4 and IPv6, AWS, Google, Azure, Alibaba, Oracle.
+/// Refused even where private networks are allowed.
+const METADATA_V4: [([u8; 4], u32); 4] = [
+    ([169, 254, 0, 0], 16),
+    ([168, 63, 129, 16], 32),
+    ([100, 100, 100, 200], 32),
+    ([192, 0, 0, 192], 32),
+];
+/// The same in IPv6.
+const METADATA_V6: [([u16; 8], u32); 3] = [
+    ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+    ([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0], 32),
+    ([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128),
+];
+
 /// Names under which clouds serve credentials to whoever asks from inside.
 const METADATA_HOSTS: [&str; 4] = [
     "metadata.google.internal",
@@ -58,18 +73,41 @@ pub(super) fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Whether an address is one a cloud answers with its secrets.
+pub(super) fn is_metadata(address: IpAddr) -> bool {
+    let v6 = match address {
+        IpAddr::V4(v4) => return is_metadata_v4(v4),
+        IpAddr::V6(v6) => v6,
+    };
+    if let Some(v4) = embedded(v6) {
+        return is_metadata_v4(v4);
+    }
+    METADATA_V6.iter().any(|&net| is_within(v6, net))
+}
+
+fn is_metadata_v4(address: Ipv4Addr) -> bool {
+    METADATA_V4.iter().any(|&net| is_within_v4(address, net))
+}
+
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    let bits = address.to_bits();
-    !DENIED_V4
-        .iter()
-        .any(|&(network, prefix)| (bits ^ u32::from_be_bytes(network)) >> (32 - prefix) == 0)
+    !DENIED_V4.iter().any(|&net| is_within_v4(address, net))
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    if EMBEDDING_V6.iter().any(|&net| is_within(address, net)) {
-        return is_public_v4(Ipv4Addr::from_bits(address.to_bits() as u32));
+    if let Some(v4) = embedded(address) {
+        return is_public_v4(v4);
     }
     is_within(address, GLOBAL_V6) && !DENIED_V6.iter().any(|&net| is_within(address, net))
+}
+
+/// The IPv4 address that is dialled instead of an IPv6 one.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let embeds = EMBEDDING_V6.iter().any(|&net| is_within(address, net));
+    embeds.then(|| Ipv4Addr::from_bits(address.to_bits() as u32))
+}
+
+fn is_within_v4(address: Ipv4Addr, (network, prefix): ([u8; 4], u32)) -> bool {
+    (address.to_bits() ^ u32::from_be_bytes(network)) >> (32 - prefix) == 0
 }
 
 fn is_within(address: Ipv6Addr, (network, prefix): ([u16; 8], u32)) -> bool {
@@ -82,6 +120,15 @@ pub(super) fn is_metadata_host(host: &str) -> bool {
     METADATA_HOSTS
         .iter()
         .any(|name| host.eq_ignore_ascii_case(name))
+}
+
+/// Whether a host name always means this machine.
+///
+/// # Source
+/// RFC 6761, section 6.3.
+pub(super) fn is_localhost(host: &str) -> bool {
+    let host = without_root_dot(host).to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
 }
 
 /// Whether `host` is one of `domains`: exactly, or below the suffix of a `*.suffix`. No domains: every host is.
@@ -248,6 +295,38 @@ mod tests {
                 && is_metadata_host("Metadata.Google.Internal.")
         );
         assert!(!is_metadata_host("metadata.example.com"));
+    }
+
+    #[test]
+    fn metadata_addresses_are_known_in_every_form_and_private_networks_are_none() {
+        let metadata = |text: &str| is_metadata(text.parse().unwrap());
+        for inside in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+            "::ffff:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "fe80::a9fe:a9fe",
+        ] {
+            assert!(metadata(inside) && !public(inside), "{inside}");
+        }
+        for outside in ["127.0.0.1", "10.0.0.1", "192.168.1.1", "fd00::1", "::1"] {
+            assert!(!metadata(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn localhost_is_known_and_what_merely_holds_the_word_is_not() {
+        for local in ["localhost", "LOCALHOST.", "a.localhost", "b.a.localhost."] {
+            assert!(is_localhost(local), "{local}");
+        }
+        for other in ["localhost.example.org", "mylocalhost", "local"] {
+            assert!(!is_localhost(other), "{other}");
+        }
     }
 
     proptest! {

@@ -1,19 +1,26 @@
-//! Video files against decord's frames, and against what does not belong in one. These tests need FFmpeg installed.
+//! Video files, decoded by the built program's own child: against decord's frames, and against what does not belong in one. These
+//! tests need FFmpeg installed.
 
-use super::*;
-use crate::media::image;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+use bytes::Bytes;
+use manifold::media::video::{VideoFile, VideoInfo, available};
+use manifold::media::{MediaError, MediaSettings, image};
+
+use crate::server::fixture;
+
 fn media(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/parity/media")
-        .join(name)
+    fixture("parity/media").join(name)
 }
 
-fn settings() -> MediaSettings {
-    let settings = MediaSettings::default();
+/// The defaults, with the built program as the decoder.
+pub(crate) fn settings() -> MediaSettings {
+    let settings = MediaSettings {
+        decoder: env!("CARGO_BIN_EXE_manifold").into(),
+        ..MediaSettings::default()
+    };
     assert!(
         available(&settings),
         "these tests need ffmpeg and ffprobe: apt-get install ffmpeg, or brew install ffmpeg"
@@ -21,7 +28,7 @@ fn settings() -> MediaSettings {
     settings
 }
 
-fn clip() -> Bytes {
+pub(crate) fn clip() -> Bytes {
     fs::read(media("clip_160x120.mp4")).unwrap().into()
 }
 
@@ -30,7 +37,7 @@ fn open(bytes: Bytes) -> Result<VideoFile, MediaError> {
 }
 
 /// Makes a clip with FFmpeg; `args` stand between the input and the output.
-fn make(name: &str, args: &[&str]) -> Bytes {
+pub(crate) fn make(name: &str, args: &[&str]) -> Bytes {
     settings();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
@@ -48,7 +55,7 @@ fn make(name: &str, args: &[&str]) -> Bytes {
     fs::read(&path).unwrap().into()
 }
 
-const SOURCE: [&str; 4] = ["-f", "lavfi", "-i", "testsrc2=s=96x64:r=10:d=2"];
+pub(crate) const SOURCE: [&str; 4] = ["-f", "lavfi", "-i", "testsrc2=s=96x64:r=10:d=2"];
 
 #[test]
 fn frames_equal_decords_bit_by_bit() {
@@ -324,6 +331,7 @@ fn limits_hold_before_decoding() {
         limited(|settings| settings.max_side_pixels = 159),
         limited(|settings| settings.max_pixels = 160 * 120 - 1),
         limited(|settings| settings.max_frames = 2),
+        limited(|settings| settings.max_video_frames = 49),
     ] {
         assert!(
             matches!(result, Err(MediaError::TooLarge { .. })),
@@ -332,13 +340,21 @@ fn limits_hold_before_decoding() {
         );
     }
     assert!(limited(|settings| settings.max_video_seconds = 5.0).is_ok());
-    let mut video = open(clip()).unwrap();
-    video.settings.max_pixels = 160 * 120 * 3 / 16 - 1;
+    assert!(limited(|settings| settings.max_video_frames = 50).is_ok());
+    // Sixteen times the largest picture may be held.
+    let narrow = MediaSettings {
+        max_pixels: 160 * 120,
+        ..settings()
+    };
+    let video = VideoFile::open(clip(), &narrow).unwrap();
+    let some: Vec<u64> = (0..16).collect();
+    assert_eq!(video.frames(&some).unwrap().len(), 16);
+    let more: Vec<u64> = (0..17).collect();
     assert!(matches!(
-        video.frames(&[0, 1, 2]),
+        video.frames(&more),
         Err(MediaError::TooLarge {
-            value: 57_600,
-            limit: 57_584,
+            value: 326_400,
+            limit: 307_200,
             ..
         })
     ));
@@ -346,10 +362,12 @@ fn limits_hold_before_decoding() {
 
 #[test]
 fn a_decoder_that_takes_too_long_is_given_up() {
-    let mut video = open(clip()).unwrap();
-    video.settings.video_timeout = std::time::Duration::ZERO;
+    let hasty = MediaSettings {
+        video_timeout: std::time::Duration::ZERO,
+        ..settings()
+    };
     assert!(
-        matches!(video.frames(&[0]), Err(MediaError::InvalidVideo { reason }) if reason.contains("too long"))
+        matches!(VideoFile::open(clip(), &hasty), Err(MediaError::InvalidVideo { reason }) if reason.contains("too long"))
     );
 }
 

@@ -1,0 +1,46 @@
+//! Whose certificates are believed when a URL is https. In: the operator's choice. Out: a TLS configuration for rustls.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls_platform_verifier::BuilderVerifierExt;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::media::TlsRoots;
+
+/// HTTP/2 where the server speaks it, else HTTP/1.1.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// # Errors
+/// When the system has no certificate authorities.
+pub(super) fn tls_config(roots: TlsRoots) -> io::Result<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let config = match roots {
+        TlsRoots::System => builder.with_platform_verifier().map_err(|error| {
+            let advice = "install ca-certificates, or set media.tls_roots to webpki";
+            io::Error::other(format!(
+                "the system's certificate authorities: {error} ({advice})"
+            ))
+        })?,
+        TlsRoots::Webpki => {
+            let mut store = RootCertStore::empty();
+            let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
+            store.add_parsable_certificates(roots.iter().cloned());
+            builder.with_root_certificates(store)
+        }
+    };
+    Ok(for_fetching(config.with_no_client_auth()))
+}
+
+/// What holds whoever is believed.
+pub(super) fn for_fetching(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    // A session that one client's fetch began would make another's shorter, and its server could tell that they come from one place.
+    config.resumption = Resumption::disabled();
+    config
+}

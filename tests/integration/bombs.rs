@@ -1,0 +1,249 @@
+//! Small files that become large: refused at once, and without taking memory for them.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+
+use crate::server::{Server, fixture};
+
+/// Longest an answer may take, of several tries the best: the machine may be busy.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// Most that the server's memory may grow by.
+const GROWTH_BYTES: u64 = 16 << 20;
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+fn adler32(bytes: &[u8]) -> u32 {
+    let (mut a, mut b) = (1_u32, 0_u32);
+    for &byte in bytes {
+        a = (a + u32::from(byte)) % 65_521;
+        b = (b + a) % 65_521;
+    }
+    b << 16 | a
+}
+
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let body = [kind.as_slice(), data].concat();
+    let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+    [&length, body.as_slice(), &crc32(&body).to_be_bytes()].concat()
+}
+
+/// Zeros, deflated to a thousandth: blocks of the fixed code, each a zero byte and then copies of 258 bytes from one byte before.
+fn deflated_zeros(megabytes: usize) -> Vec<u8> {
+    let mut bits = Bits::default();
+    bits.push(0b011, 3); // The last block, of the fixed code.
+    bits.push(0b0000_1100, 8); // The literal 0 is code 0011_0000, written from its highest bit.
+    let copies = (megabytes << 20) / 258;
+    for _ in 0..copies {
+        bits.push(0b1010_0011, 8); // Length 258 is symbol 285, code 1100_0101.
+        bits.push(0, 5); // Distance 1.
+    }
+    bits.push(0, 7); // The end.
+    let checksum = adler32(&vec![0; 1 + copies * 258]);
+    [
+        b"\x78\x9c".as_slice(),
+        &bits.done(),
+        &checksum.to_be_bytes(),
+    ]
+    .concat()
+}
+
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    held: u32,
+    count: u32,
+}
+
+impl Bits {
+    fn push(&mut self, value: u32, count: u32) {
+        self.held |= value << self.count;
+        self.count += count;
+        while self.count >= 8 {
+            self.bytes.push(self.held as u8);
+            (self.held, self.count) = (self.held >> 8, self.count - 8);
+        }
+    }
+
+    fn done(mut self) -> Vec<u8> {
+        self.bytes.push(self.held as u8);
+        self.bytes
+    }
+}
+
+fn png(width: u32, height: u32, extra: &[Vec<u8>], data: &[u8]) -> Vec<u8> {
+    let header = [
+        &width.to_be_bytes(),
+        &height.to_be_bytes(),
+        [8, 2, 0, 0].as_slice(),
+        &[0],
+    ]
+    .concat();
+    let mut bytes = [b"\x89PNG\r\n\x1a\n".as_slice(), &chunk(b"IHDR", &header)].concat();
+    bytes.extend(extra.concat());
+    bytes.extend(chunk(b"IDAT", data));
+    bytes.extend(chunk(b"IEND", b""));
+    bytes
+}
+
+/// A GIF of so many frames of one pixel; the first of them may lie far out.
+fn gif(screen: (u16, u16), first_at: (u16, u16), frames: usize) -> Vec<u8> {
+    let le = |pair: (u16, u16)| [pair.0.to_le_bytes(), pair.1.to_le_bytes()].concat();
+    let mut bytes = [
+        b"GIF89a".as_slice(),
+        &le(screen),
+        b"\x80\0\0\0\0\0\xff\xff\xff",
+    ]
+    .concat();
+    for frame in 0..frames {
+        let at = if frame == 0 { first_at } else { (0, 0) };
+        bytes.extend(b"\x21\xf9\x04\0\x02\0\0\0");
+        bytes.extend(
+            [
+                b"\x2c".as_slice(),
+                &le(at),
+                &le((1, 1)),
+                b"\0\x02\x02\x44\x01\0",
+            ]
+            .concat(),
+        );
+    }
+    bytes.push(b';');
+    bytes
+}
+
+/// The most memory the server has had, in bytes, since the last time this was asked.
+fn peak_since(server: &Server) -> u64 {
+    let process = format!("/proc/{}", server.child.id());
+    let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    // Resets the peak to what is held now.
+    std::fs::write(format!("{process}/clear_refs"), "5").unwrap();
+    kilobytes << 10
+}
+
+fn image(bytes: &[u8]) -> Value {
+    json!({ "image": BASE64_STANDARD.encode(bytes) })
+}
+
+fn video(bytes: &[u8]) -> Value {
+    json!({ "video": BASE64_STANDARD.encode(bytes) })
+}
+
+/// Each with its name and the code of its refusal.
+fn bombs() -> Vec<(&'static str, Value, &'static str)> {
+    let zeros = deflated_zeros(100);
+    assert!(zeros.len() < 1 << 20);
+    let ztxt = chunk(b"zTXt", &[b"Comment\0\0".as_slice(), &zeros].concat());
+    let iccp = chunk(b"iCCP", &[b"profile\0\0".as_slice(), &zeros].concat());
+    let mut jpeg = std::fs::read(fixture("images").join("jpeg_420_19x13.jpg")).unwrap();
+    let frame = jpeg
+        .windows(2)
+        .position(|pair| pair == [0xff, 0xc0])
+        .unwrap();
+    // libjpeg-turbo itself reads 65,500 at most.
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xfd, 0xe8, 0xfd, 0xe8]);
+    let one_pixel = gif((1, 1), (0, 0), 1);
+    vec![
+        (
+            "a PNG of 30,000 x 30,000",
+            image(&png(30_000, 30_000, &[], &zeros)),
+            "media_too_large",
+        ),
+        (
+            "a PNG of 2^31 x 2^31",
+            image(&png(0x7fff_ffff, 0x7fff_ffff, &[], &zeros)),
+            "media_too_large",
+        ),
+        ("a JPEG of 65,000 x 65,000", image(&jpeg), "media_too_large"),
+        (
+            "a GIF that grows",
+            image(&gif((1, 1), (60_000, 60_000), 1)),
+            "media_too_large",
+        ),
+        (
+            "a GIF of 5,000 frames as a video",
+            video(&gif((9, 9), (0, 0), 5_000)),
+            "media_too_large",
+        ),
+        (
+            "a GIF of 700 large frames as a video",
+            video(&gif((4_000, 4_000), (0, 0), 700)),
+            "media_too_large",
+        ),
+        (
+            "a list of 5,000 frames",
+            json!({ "video": vec![BASE64_STANDARD.encode(&one_pixel); 5_000] }),
+            "media_too_large",
+        ),
+        (
+            "a strip of 16,000 x 1",
+            image(&png(16_000, 1, &[], &deflated_zeros(1)[..])),
+            "invalid_image",
+        ),
+        (
+            "a PNG whose data goes on for ever",
+            image(&png(1, 1, &[], &zeros)),
+            "any",
+        ),
+        (
+            "a PNG with a comment of 100 MiB",
+            image(&png(1, 1, &[ztxt], &zeros)),
+            "any",
+        ),
+        (
+            "a PNG with a profile of 100 MiB",
+            image(&png(1, 1, &[iccp], &zeros)),
+            "any",
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bombs_are_refused_at_once_and_take_no_memory() {
+    let one_pixel = image(&gif((1, 1), (0, 0), 1));
+    let server = Server::start(&[], &[]);
+    for _ in 0..2 {
+        // What any first picture takes is not a bomb's doing.
+        server.post(&json!({ "input": one_pixel })).await;
+        server.post(&json!({ "input": bombs()[0].1 })).await;
+    }
+    peak_since(&server);
+    for (name, input, code) in bombs() {
+        let body = json!({ "input": input });
+        let before = peak_since(&server);
+        let mut quickest = Duration::MAX;
+        for _ in 0..5 {
+            let began = Instant::now();
+            let answer = server.post(&body).await;
+            quickest = quickest.min(began.elapsed());
+            let found = answer.json();
+            if code == "any" {
+                // Harmless, so it may be read as well as refused.
+                assert!(
+                    answer.status == 200 || answer.status == 400,
+                    "{name}: {found}"
+                );
+            } else {
+                assert_eq!(found["error"]["code"], code, "{name}: {found}");
+            }
+        }
+        // The body is JSON and base64 and is there twice for a moment; that is the sender's own size, not the bomb's.
+        let grown = peak_since(&server).saturating_sub(before);
+        println!("{name}: {quickest:?}, {} KiB more", grown >> 10);
+        assert!(quickest <= AT_ONCE, "{name} took {quickest:?}");
+        assert!(grown <= GROWTH_BYTES, "{name}: {grown} bytes more");
+    }
+}

@@ -1,0 +1,64 @@
+//! Schemathesis over the published document, with every check: no server error, no answer that is not as described.
+//!
+//! It comes from the registry, so it runs where it is installed: `MANIFOLD_TEST_SCHEMATHESIS`, or `target/sdk/schemathesis`. Where
+//! `MANIFOLD_TEST_CLIENTS` is set, as in CI, its absence is a failure. `MANIFOLD_TEST_SCHEMATHESIS_EXAMPLES` says how many random
+//! bodies each route gets beside those that go through its schema case by case.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::server::{Server, fixture};
+
+const KEY: &str = "fuzzing";
+
+fn schemathesis() -> Option<PathBuf> {
+    let named = std::env::var_os("MANIFOLD_TEST_SCHEMATHESIS").map(PathBuf::from);
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = named.unwrap_or_else(|| top.join("target/sdk/schemathesis/bin/schemathesis"));
+    if program.exists() {
+        return Some(program);
+    }
+    assert!(
+        std::env::var_os("MANIFOLD_TEST_CLIENTS").is_none(),
+        "there is no {}: install schemathesis",
+        program.display()
+    );
+    eprintln!("skipped: there is no {}", program.display());
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_the_document_leads_to_breaks_the_server_or_the_document() {
+    let Some(program) = schemathesis() else {
+        return;
+    };
+    let examples = std::env::var("MANIFOLD_TEST_SCHEMATHESIS_EXAMPLES");
+    let examples = examples.unwrap_or_else(|_| "10".to_owned());
+    let model = fixture("parity").join("model");
+    let server = Server::start(
+        &["--model", model.to_str().unwrap(), "--no-url-fetch"],
+        &[("MANIFOLD_API_KEY", KEY)],
+    );
+    let config =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/clients/schemathesis.toml");
+    // It leaves what it learned where it runs.
+    let folder = tempfile::tempdir().unwrap();
+    let run = Command::new(program)
+        .current_dir(folder.path())
+        .arg("--config-file")
+        .arg(config)
+        .args(["run", &format!("{}/openapi.json", server.url)])
+        .args(["-H", &format!("Authorization: Bearer {KEY}")])
+        .args(["--checks", "all", "--max-examples", &examples])
+        .args(["--seed", "1", "--workers", "1", "--request-timeout", "60"])
+        .args(["--suppress-health-check", "all"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(
+        run.status.success(),
+        "{said}\n{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    println!("{said}");
+}

@@ -1,0 +1,100 @@
+//! The playground in headless Chromium, as a person would use it: a picture is dropped, two texts are typed, the matrix is read.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::sdks::run;
+use crate::server::Server;
+
+fn numbers(value: &Value) -> Vec<Vec<f64>> {
+    let row = |row: &Value| {
+        let cells = row.as_array().unwrap().iter();
+        cells.map(|cell| cell.as_f64().unwrap()).collect()
+    };
+    value.as_array().unwrap().iter().map(row).collect()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// What stands for a missing browser: `.ci/run` sets MANIFOLD_TEST_CLIENTS, and then nothing may be missing.
+fn skipped(what: &str) {
+    assert!(
+        std::env::var_os("MANIFOLD_TEST_CLIENTS").is_none(),
+        "{what} is missing"
+    );
+    eprintln!("skipped: {what} is not installed");
+}
+
+#[test]
+fn the_playground_compares_what_is_dropped_and_typed_and_has_no_barrier() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let Some(modules) = std::env::var_os("MANIFOLD_TEST_NODE_MODULES") else {
+        return skipped("MANIFOLD_TEST_NODE_MODULES");
+    };
+    let modules = Path::new(&modules).join("node_modules");
+    if !modules.join("playwright-core").exists() || !modules.join("axe-core").exists() {
+        return skipped("playwright-core or axe-core");
+    }
+    let chromium =
+        std::env::var("MANIFOLD_TEST_CHROMIUM").unwrap_or("/usr/bin/chromium".to_owned());
+    if !Path::new(&chromium).exists() {
+        return skipped("Chromium");
+    }
+    let server = Server::start(&[], &[]);
+    let url = format!("http://{}", server.address());
+    let picture = fixtures.join("fixtures/parity/media/photo_cat.png");
+    let mut driver = Command::new("node");
+    driver
+        .arg(fixtures.join("integration/playground.mjs"))
+        .args([&format!("{url}/"), picture.to_str().unwrap(), &chromium])
+        .args(std::env::var("MANIFOLD_TEST_SCREENSHOTS"))
+        .env("NODE_PATH", &modules);
+    let seen: Value = serde_json::from_str(&run(&mut driver)).unwrap();
+    assert_eq!(seen["faults"], json!([]));
+    assert_eq!(seen["violations"], json!([]));
+    let requests = seen["requests"].as_array().unwrap();
+    assert!(
+        requests
+            .iter()
+            .all(|to| to.as_str().unwrap().starts_with(&url)),
+        "{requests:?}"
+    );
+    assert_eq!(seen["light"]["matrix"], seen["dark"]["matrix"]);
+    assert_ne!(seen["light"]["bits"], seen["light"]["matrix"]);
+    let near = seen["light"]["near"].as_array().unwrap();
+    assert_eq!(
+        (near.len(), &seen["light"]["of"]),
+        (2, &json!("Of 2 a photo of a cat:"))
+    );
+    let explained = seen["light"]["explained"].as_array().unwrap();
+    assert_eq!(explained.len(), 3);
+    assert!(
+        explained[0].as_str().unwrap().contains("<|image_pad|>"),
+        "{}",
+        explained[0]
+    );
+
+    // The call it shows works, and the matrix is that of the vectors it gives.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(&picture, folder.path().join("photo_cat.png")).unwrap();
+    let shell = seen["light"]["curl"].as_str().unwrap();
+    let mut curl = Command::new("bash");
+    curl.args(["-c", shell]).current_dir(folder.path());
+    let answer: Value = serde_json::from_str(&run(&mut curl)).unwrap();
+    let vectors: Vec<Vec<f64>> = (0..3)
+        .map(|i| serde_json::from_value(answer["data"][i]["embedding"].clone()).unwrap())
+        .collect();
+    let matrix = numbers(&seen["light"]["matrix"]);
+    assert_eq!(matrix.len(), 3);
+    for (i, row) in matrix.iter().enumerate() {
+        for (j, &shown) in row.iter().enumerate() {
+            let own = cosine(&vectors[i], &vectors[j]);
+            assert!((own - shown).abs() <= 0.0006, "{i}, {j}: {shown}, {own}");
+        }
+    }
+}
