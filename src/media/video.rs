@@ -311,3 +311,6 @@ fn too_slow() -> MediaError {
         reason: "the video takes too long to decode".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The grammar of API.md, spelling by spelling and refusal by refusal.
 
+use axum::response::IntoResponse;
 use proptest::prelude::*;
 use serde_json::{Map, json};
 
@@ -667,4 +668,142 @@ proptest! {
             }
         }
     }
+}
+
+/// A body that bytes choose, of the words the grammar knows: what is random alone is hardly ever more than a wrong field.
+struct Grown<'a> {
+    bytes: std::slice::Iter<'a, u8>,
+    /// How many values it may still have.
+    left: usize,
+}
+
+impl Grown<'_> {
+    fn pick<'t, T: ?Sized>(&mut self, from: &[&'t T]) -> &'t T {
+        from[usize::from(*self.bytes.next().unwrap_or(&0)) % from.len()]
+    }
+
+    fn value(&mut self, depth: usize) -> Value {
+        let kind = *self.bytes.next().unwrap_or(&0);
+        self.left = self.left.saturating_sub(1);
+        let few = if depth > 5 || self.left == 0 {
+            0
+        } else {
+            usize::from(kind >> 5)
+        };
+        match kind & 7 {
+            0 => json!(self.pick(&[
+                PNG,
+                OTHER_PNG,
+                MP4,
+                OTHER_MP4,
+                "a",
+                "",
+                "data:,",
+                "file:///x"
+            ])),
+            1 => json!(self.pick(&[
+                "user",
+                "system",
+                "assistant",
+                "text",
+                "image_url",
+                "video",
+                "NONE"
+            ])),
+            2 => json!(f64::from(kind) - 100.0),
+            3 => json!(u64::from(kind) << (kind >> 2)),
+            4 => self
+                .pick(&[
+                    &Value::Null,
+                    &json!(true),
+                    &json!(false),
+                    &json!(-1),
+                    &json!(1e300),
+                ])
+                .clone(),
+            5 => (0..few).map(|_| self.value(depth + 1)).collect(),
+            _ => self.object(few, depth),
+        }
+    }
+
+    fn object(&mut self, fields: usize, depth: usize) -> Value {
+        let mut object = Map::new();
+        for _ in 0..fields {
+            let name = self.pick(&[
+                "type",
+                "text",
+                "image",
+                "video",
+                "image_url",
+                "video_url",
+                "input_image",
+                "input_video",
+                "image_base64",
+                "url",
+                "frames",
+                "fps",
+                "data",
+                "format",
+                "detail",
+                "content",
+                "role",
+                "messages",
+                "input",
+                "instruction",
+                "max_frames",
+                "min_pixels",
+                "max_pixels",
+                "total_pixels",
+                "start",
+                "end",
+                "num_frames",
+                "id",
+                "dimensions",
+                "truncate",
+                "max_tokens",
+                "normalize",
+                "embedding_type",
+                "encoding_format",
+                "raw",
+                "input_type",
+                "mm_processor_kwargs",
+            ]);
+            object.insert(name.to_owned(), self.value(depth + 1));
+        }
+        object.into()
+    }
+}
+
+/// Fuzz target: the body of a request, as text and as what the grammar is made of.
+#[test]
+fn any_body_is_read_or_refused_with_the_client_s_fault() {
+    bolero::check!().for_each(|bytes: &[u8]| {
+        let written: Option<Value> = serde_json::from_slice(bytes).ok();
+        let (&first, rest) = bytes.split_first().unwrap_or((&0, &[]));
+        let mut grown = Grown {
+            bytes: rest.iter(),
+            left: 200,
+        };
+        let mut body = json!({ "model": "m" });
+        body["input"] = grown.value(0);
+        if first & 1 != 0 {
+            body["messages"] = grown.value(0);
+        }
+        if let (2.., Value::Object(more)) = (first, grown.object(usize::from(first >> 6), 1)) {
+            more.into_iter()
+                .for_each(|(name, value)| body[&name] = value);
+        }
+        for body in written.into_iter().filter(Value::is_object).chain([body]) {
+            match parsed(&body) {
+                Ok(read) => assert!(
+                    !read.inputs.is_empty()
+                        && read.inputs.len() <= ApiSettings::default().max_inputs
+                ),
+                Err(error) => {
+                    let status = error.into_response().status();
+                    assert!(status.is_client_error(), "{body}: {status}");
+                }
+            }
+        }
+    });
 }

@@ -138,7 +138,7 @@ fn ranked(what: &str) -> Value {
         .iter()
         .chain(PIXEL_FIELDS);
     let kinds: Map<String, Value> = names.map(|name| ((*name).to_owned(), json!({}))).collect();
-    let object = json!({ "type": "object", "minProperties": 1, "properties": kinds, "additionalProperties": false });
+    let object = json!({ "type": "object", "properties": kinds, "additionalProperties": false });
     optional(json!({
         "description": format!("{what}: text, {{\"text\", \"image\", \"video\"}}, {{\"content\": [part, …]}} or a list of parts; or a list of these."),
         "anyOf": [

@@ -165,4 +165,80 @@ mod tests {
             assert!(!check(refused), "{refused}");
         }
     }
+
+    /// Ways to write an IPv4 address that one parser or another takes.
+    fn spelled(address: u32, way: u8) -> String {
+        let [a, b, c, d] = address.to_be_bytes();
+        match way % 10 {
+            0 => format!("{a}.{b}.{c}.{d}"),
+            1 => address.to_string(),
+            2 => format!("0x{address:x}"),
+            3 => format!("0{address:o}"),
+            4 => format!("0x{a:x}.0{b:o}.{}", u32::from(c) << 8 | u32::from(d)),
+            5 => format!("{a}.{b}.{c}.{d}."),
+            6 => format!("[::ffff:{a}.{b}.{c}.{d}]"),
+            7 => format!("[64:ff9b::{a}.{b}.{c}.{d}]"),
+            8 => format!("[2002:{a:02x}{b:02x}:{c:02x}{d:02x}::1]"),
+            _ => format!("{a}%2e{b}\u{3002}{c}\u{ff0e}{d}"),
+        }
+    }
+
+    /// What the standard library knows of addresses that are not for everyone: less than our own table, and made by others.
+    fn is_obviously_private(v4: std::net::Ipv4Addr) -> bool {
+        v4.is_private()
+            || v4.is_loopback()
+            || v4.is_link_local()
+            || v4.is_unspecified()
+            || v4.is_broadcast()
+            || v4.is_multicast()
+            || v4.is_documentation()
+    }
+
+    /// Fuzz target: URLs, with addresses in every spelling, against the policy.
+    #[test]
+    fn no_spelling_of_a_url_leads_to_a_private_address() {
+        let policy = Policy::new(&MediaSettings::default());
+        bolero::check!()
+            .with_type::<(u32, u8, String, Option<u16>, String)>()
+            .for_each(|(address, way, user, port, rest)| {
+                let host = match way & 0x80 {
+                    0 => spelled(*address, *way),
+                    _ => user.clone(),
+                };
+                let at = if way & 0x40 == 0 { "" } else { "x@" };
+                let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+                for text in [
+                    format!("http://{at}{host}{port}/{rest}"),
+                    format!("https://{host}\\{user}/"),
+                    format!("http://{user}#@{host}/"),
+                ] {
+                    let Ok(url) = Url::parse(&text) else {
+                        continue;
+                    };
+                    if policy.check(&url).is_err() {
+                        continue;
+                    }
+                    assert!(matches!(url.port_or_known_default(), Some(80 | 443)));
+                    assert!(url.username().is_empty() && url.password().is_none());
+                    match url.host() {
+                        Some(Host::Ipv4(v4)) => assert!(!is_obviously_private(v4), "{text}"),
+                        Some(Host::Ipv6(v6)) => match v6.segments() {
+                            [0, 0, 0, 0, 0, 0 | 0xffff, a, b]
+                            | [0x64, 0xff9b, 0, 0, 0, 0, a, b]
+                            | [0x2002, a, b, ..] => {
+                                let v4 = (u32::from(a) << 16 | u32::from(b)).into();
+                                assert!(!is_obviously_private(v4), "{text}");
+                            }
+                            [first, ..] => assert_eq!(first & 0xe000, 0x2000, "{text}"),
+                        },
+                        Some(Host::Domain(name)) => {
+                            assert!(name.parse::<IpAddr>().is_err(), "{text}")
+                        }
+                        None => panic!("{text} has no host"),
+                    }
+                    // What is dialled is what was checked: nobody reads it otherwise.
+                    assert_eq!(Url::parse(url.as_str()).as_ref(), Ok(&url));
+                }
+            });
+    }
 }

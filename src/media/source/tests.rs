@@ -165,3 +165,39 @@ proptest! {
         prop_assert_eq!(inline(&format!("data:,{escaped}")), &bytes[..]);
     }
 }
+
+/// Fuzz target: data URIs, base64 and URLs.
+#[test]
+fn any_media_string_is_read_or_refused_and_a_url_is_read_the_same_again() {
+    const BEGINNINGS: [&str; 6] = [
+        "",
+        "data:",
+        "data:image/png;base64,",
+        "http://",
+        "https://",
+        "file:///",
+    ];
+    bolero::check!()
+        .with_type::<(u8, String)>()
+        .for_each(|(beginning, rest)| {
+            let text = format!("{}{rest}", BEGINNINGS[usize::from(*beginning) % 6]);
+            match MediaSource::parse(&text, 64) {
+                Ok(MediaSource::Inline(bytes)) => assert!(bytes.len() <= 64),
+                Ok(read @ (MediaSource::Url(_) | MediaSource::File(_))) => {
+                    let (MediaSource::Url(url) | MediaSource::File(url)) = &read else {
+                        return;
+                    };
+                    assert!(url.username().is_empty() && url.password().is_none());
+                    assert!(matches!(url.scheme(), "http" | "https" | "file"));
+                    // Percent-encoding may have made it too long to be sent again.
+                    if url.as_str().len() <= MAX_URL_BYTES {
+                        assert_eq!(
+                            MediaSource::parse(url.as_str(), 64).ok().as_ref(),
+                            Some(&read)
+                        );
+                    }
+                }
+                Err(_) => {}
+            }
+        });
+}

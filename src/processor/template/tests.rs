@@ -581,3 +581,77 @@ proptest! {
         }
     }
 }
+
+/// Fuzz target: from a prompt to token ids, with text that spells special tokens, media, and every way to cut.
+#[test]
+fn any_prompt_becomes_tokens_within_the_limit_with_its_media_whole() {
+    const SPELLED: [&str; 5] = [
+        "<|image_pad|>",
+        "<|vision_start|>",
+        "<|im_end|>",
+        "<think>",
+        "<|endoftext|>",
+    ];
+    let template = template();
+    bolero::check!()
+        .with_type::<(Vec<(u8, u8, String)>, Option<String>, u8, bool)>()
+        .for_each(|(parts, instruction, limit, raw)| {
+            let mut vision_tokens = 0;
+            let mut part = |(kind, size, words): &(u8, u8, String)| match kind % 4 {
+                0 => PromptPart::Text(words.clone()),
+                1 => PromptPart::Text(format!("{words}{}", SPELLED[usize::from(*size) % 5])),
+                2 => PromptPart::TokenIds(
+                    words
+                        .bytes()
+                        .map(|byte| u32::from(byte) * u32::from(*size))
+                        .collect(),
+                ),
+                _ => {
+                    let (h, w) = (2 + 2 * u32::from(size % 4), 2 + 2 * u32::from(size / 64));
+                    vision_tokens += (h * w / 4) as usize;
+                    image(h, w)
+                }
+            };
+            let prompt = Prompt {
+                parts: parts.iter().take(8).map(&mut part).collect(),
+                instruction: instruction.clone(),
+                raw: *raw,
+            };
+            let truncations = [
+                Truncation::None,
+                Truncation::End,
+                Truncation::Start,
+                Truncation::Reference,
+            ];
+            let limit = ContextLimit {
+                max_tokens: usize::from(*limit) * 2,
+                truncation: truncations[usize::from(*limit) % 4],
+            };
+            let Ok(prepared) = template.prepare(&prompt, limit) else {
+                return;
+            };
+            let sequence = &prepared.sequence;
+            let tokens = sequence.input_ids.len();
+            assert!(tokens <= limit.max_tokens && tokens == prepared.tokens.total());
+            assert!(
+                sequence
+                    .position_ids
+                    .iter()
+                    .all(|axis| axis.len() == tokens)
+            );
+            assert!(
+                sequence
+                    .input_ids
+                    .iter()
+                    .all(|&id| id < IDS.vocab_size as u32)
+            );
+            let pads = sequence
+                .input_ids
+                .iter()
+                .filter(|&&id| id == IDS.image_token_id);
+            assert_eq!(
+                (pads.count(), sequence.vision_rows.len()),
+                (vision_tokens, vision_tokens)
+            );
+        });
+}
