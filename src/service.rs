@@ -186,10 +186,11 @@ impl Embedder {
             .collect();
         let outline = outline(&request, terms.deadline);
         let small = Extent::of(&request.inputs).is_small();
-        let reserve = || match small {
-            // Refusing it after it was prepared costs no more.
-            true => Ok(None),
-            false => self.batcher.reserve(&outline).map(Some).map_err(of_all),
+        // Refusing a small one after it was prepared costs no more, unless its key pays for what is refused.
+        let reserves = !small || self.quota.is_some();
+        let reserve = || match reserves {
+            false => Ok(None),
+            true => self.batcher.reserve(&outline).map(Some).map_err(of_all),
         };
         // Who would be turned away has nothing fetched. The place itself is kept only from when it is all here: a slow host must not
         // keep others out.

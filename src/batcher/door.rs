@@ -30,6 +30,8 @@ pub(super) struct Promise {
     tenant: Tenant,
     priority: Priority,
     pub(super) promised: Promised,
+    /// How many inputs it has.
+    pub(super) inputs: usize,
     /// Its bytes of text and its media.
     outline: (usize, usize),
 }
@@ -110,6 +112,7 @@ impl<P: Clone, W> Schedule<P, W> {
             tenant,
             priority,
             promised,
+            inputs: outline.inputs,
             outline: (outline.text_bytes, media),
         })
     }

@@ -2,14 +2,16 @@
 //! has its turn. Nothing is padded, so a batch is made by naming its members.
 //!
 //! A pass of anything but short texts yields: the device stops it for a pass of short interactive texts, for one picture takes many
-//! times as long as a query and cannot be split.
+//! times as long as a query and cannot be split. So does a pass of many short texts, for those whose texts are not in it: one key's flood
+//! of queries must not be what another's query waits for.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::Priority;
 use super::cost::Cost;
 use super::door::is_light;
-use super::lane::JobId;
+use super::lane::{JobId, Priced};
 use super::schedule::{Instant, PassId, Phase, Running, Schedule};
 use super::settling::net;
 use crate::model::{Task, Tenant};
@@ -55,7 +57,7 @@ impl<P: Clone, W> Schedule<P, W> {
             let Some(task) = self.lanes[priority as usize].turns().next() else {
                 continue;
             };
-            let members = self.form(now, (priority, task), false);
+            let members = self.form(now, (priority, task), None);
             if !members.is_empty() {
                 return Step::Run(self.start(now, (priority, task), members));
             }
@@ -77,8 +79,16 @@ impl<P: Clone, W> Schedule<P, W> {
         if !owed.is_zero() {
             return Step::Wait(Some(now + owed));
         }
+        let aboard = match long.priority {
+            Priority::Bulk => HashSet::new(),
+            Priority::Interactive => long
+                .members
+                .iter()
+                .filter_map(|id| self.jobs.get(id).map(|job| job.tenant))
+                .collect(),
+        };
         for task in self.lanes[Priority::Interactive as usize].turns() {
-            let members = self.form(now, (Priority::Interactive, task), true);
+            let members = self.form(now, (Priority::Interactive, task), Some(&aboard));
             if !members.is_empty() {
                 return Step::Run(self.start(now, (Priority::Interactive, task), members));
             }
@@ -136,19 +146,32 @@ impl<P: Clone, W> Schedule<P, W> {
     }
 
     /// Takes the members of the next pass out of a model's lane: in its order, as many as the budgets allow, at least one. None when all
-    /// whose turn it was had run out of time, or when `only_light` and what is next is not.
+    /// whose turn it was had run out of time. For a pass `between` another, of tenants who are not aboard that, only short texts.
     fn form(
         &mut self,
         now: Instant,
         (priority, task): (Priority, Task),
-        only_light: bool,
+        between: Option<&HashSet<Tenant>>,
     ) -> Vec<JobId> {
         let (max_tokens, slice) = (self.max_tokens(), self.bulk_slice(task));
         let speed = self.speeds[task as usize];
         let mut members = Vec::new();
         let mut tokens = 0;
         let mut heavy = Duration::ZERO;
-        while let Some((tenant, id)) = self.lanes[priority as usize].head(task) {
+        let fits_between = |aboard: &HashSet<Tenant>, tenant, priced: Priced| {
+            is_light(priced.cost) && !aboard.contains(&tenant)
+        };
+        loop {
+            let lane = &mut self.lanes[priority as usize];
+            let next = match between {
+                None => lane.head(task),
+                Some(aboard) => {
+                    lane.fitting(task, |tenant, priced| fits_between(aboard, tenant, priced))
+                }
+            };
+            let Some((tenant, id)) = next else {
+                break;
+            };
             if !self.expire(now, id) {
                 continue;
             }
@@ -161,7 +184,7 @@ impl<P: Clone, W> Schedule<P, W> {
                 Some(speed) if is_heavy => speed.marginal(cost),
                 _ => Duration::ZERO,
             };
-            if only_light && (alone || is_heavy) {
+            if between.is_some() && alone {
                 break;
             }
             let fits = tokens + cost.tokens() <= max_tokens
@@ -207,6 +230,8 @@ impl<P: Clone, W> Schedule<P, W> {
         let expected = self.speeds[task as usize]
             .as_ref()
             .map_or(Duration::ZERO, |speed| speed.fixed() + speed.marginal(cost));
+        // What is in between another is stopped for nothing.
+        yields = self.passes.is_empty() && (yields || expected > self.bulk_slice(task));
         let other = match priority {
             Priority::Interactive => Priority::Bulk,
             Priority::Bulk => Priority::Interactive,

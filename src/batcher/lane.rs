@@ -178,6 +178,23 @@ impl Lane {
         }
     }
 
+    /// The first tenant in the round whose oldest job `fits`, and that job; its turn is then over. For work that goes between other
+    /// work: whose turn it is does not count there, for a job that does not fit would keep out all that do.
+    pub(super) fn fitting(
+        &mut self,
+        fits: impl Fn(Tenant, Priced) -> bool,
+    ) -> Option<(Tenant, JobId)> {
+        let mut round = self.round.iter().enumerate();
+        let (at, tenant, id) = round.find_map(|(at, tenant)| {
+            let (&id, &priced) = self.flows.get(tenant)?.jobs.first_key_value()?;
+            fits(*tenant, priced).then_some((at, *tenant, id))
+        })?;
+        self.round.remove(at);
+        self.round.push_back(tenant);
+        self.granted &= at != 0;
+        Some((tenant, id))
+    }
+
     /// Grants at once what the rounds in which nobody can be served would grant.
     fn skip_rounds(&mut self) {
         let missing = |flow: &Flow| {
@@ -259,6 +276,24 @@ mod tests {
         lane.push(Tenant(2), JobId(10), priced(QUANTUM));
         assert_eq!(served(&mut lane), Some((Tenant(2), JobId(10))));
         assert_eq!(served(&mut lane), Some((Tenant(1), JobId(0))));
+    }
+
+    #[test]
+    fn between_other_work_tenants_whose_jobs_fit_take_turns_whoever_is_first() {
+        let mut lane = Lane::default();
+        for (id, tenant, price) in [(0, 1, 900), (1, 2, 5), (2, 2, 5), (3, 3, 5), (4, 1, 5)] {
+            lane.push(Tenant(tenant), JobId(id), priced(price));
+        }
+        let mut order = Vec::new();
+        while let Some((tenant, id)) = lane.fitting(|_, priced| priced.price < 10) {
+            lane.pop(tenant, id);
+            order.push(id.0);
+        }
+        // The first tenant's short job stands behind its own long one.
+        assert_eq!(order, [1, 3, 2]);
+        assert_eq!(served(&mut lane), Some((Tenant(1), JobId(0))));
+        assert_eq!(served(&mut lane), Some((Tenant(1), JobId(4))));
+        assert!(lane.is_empty() && lane.round.is_empty());
     }
 
     #[test]

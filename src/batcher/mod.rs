@@ -265,7 +265,9 @@ impl Batcher {
         let promised = promise.is_some();
         let mut schedule = shared.lock();
         if let Some(promise) = promise {
-            schedule.redeem(promise, Some(cost));
+            // Where some of its inputs could not be prepared, it says nothing of what others like it will cost.
+            let is_whole = promise.inputs == recalled.len();
+            schedule.redeem(promise, is_whole.then_some(cost));
         }
         if !entries.is_empty() {
             let group = Group {

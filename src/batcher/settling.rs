@@ -22,7 +22,8 @@ impl<P: Clone, W> Schedule<P, W> {
         };
         let pass = self.passes.remove(at);
         let took = net(now, &pass);
-        for other in &mut self.passes {
+        // Only what was put in between another kept that from its work.
+        for other in self.passes.iter_mut().filter(|other| other.id < pass.id) {
             other.interrupted += took;
         }
         self.settle_shares(now, &pass);

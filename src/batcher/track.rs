@@ -94,6 +94,15 @@ impl Track {
         self.lanes[task as usize].head()
     }
 
+    /// Among a model's jobs the next that `fits`: see [`Lane::fitting`].
+    pub(super) fn fitting(
+        &mut self,
+        task: Task,
+        fits: impl Fn(Tenant, Priced) -> bool,
+    ) -> Option<(Tenant, JobId)> {
+        self.lanes[task as usize].fitting(fits)
+    }
+
     /// Takes the job [`Self::head`] named, and has its tenant and its model pay for it.
     pub(super) fn pop(&mut self, task: Task, tenant: Tenant, (id, priced): (JobId, Priced)) {
         self.lanes[task as usize].pop(tenant, id);

@@ -127,9 +127,10 @@ impl Reranker {
             partial: false,
         };
         let (outline, small) = outline(&request, terms);
-        let reserve = || match small {
-            true => Ok(None),
-            false => stages.batcher.reserve(&outline).map(Some).map_err(of_all),
+        let reserves = !small || stages.quota.is_some();
+        let reserve = || match reserves {
+            false => Ok(None),
+            true => stages.batcher.reserve(&outline).map(Some).map_err(of_all),
         };
         // As in `Embedder::embed_all`.
         drop(reserve()?);

@@ -466,6 +466,54 @@ fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
 }
 
 #[test]
+fn a_long_pass_that_ends_first_takes_nothing_from_the_one_in_between() {
+    let mut bench = Bench::new(POLICY);
+    let bulk = bench.submit(1, BULK, &[text(900)]).unwrap();
+    bench.begin();
+    bench.now += Duration::from_millis(90);
+    let query = bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), query);
+    let long = bench.passes.remove(0);
+    bench.now += Duration::from_millis(1);
+    let rows = vec![Encoded {
+        row: vec![bulk[0] as f32],
+        cached_tokens: 0,
+    }];
+    bench.schedule.finish(bench.now, long, Ok(rows));
+    assert_eq!(bench.schedule.passes[0].interrupted, Duration::ZERO);
+    let price = |bench: &Bench| bench.schedule.price(Task::Embed, text(1000));
+    let before = price(&bench);
+    bench.end(&query);
+    // It took 4 ms instead of the 3 that were expected.
+    assert!((before..before * 11 / 10).contains(&price(&bench)));
+}
+
+#[test]
+fn what_is_heavy_of_one_key_does_not_keep_the_queries_of_others_from_coming_between() {
+    let mut bench = Bench::new(POLICY);
+    let bulk = bench.submit(1, BULK, &[text(900)]).unwrap();
+    assert_eq!(bench.begin(), bulk);
+    bench.submit(1, INTERACTIVE, &[text(900)]).unwrap();
+    assert_eq!(bench.begin(), [0; 0]);
+    let query = bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), query);
+}
+
+#[test]
+fn a_flood_of_queries_of_one_key_lets_those_of_others_between_and_none_of_its_own() {
+    let mut bench = Bench::new(POLICY);
+    let flood = bench.submit(1, INTERACTIVE, &[text(100); 8]).unwrap();
+    assert_eq!(bench.begin(), flood, "81 ms, where bulk work may take 50");
+    bench.submit(1, INTERACTIVE, &[text(100)]).unwrap();
+    assert_eq!(bench.begin(), [0; 0], "it has had its turn");
+    let query = bench.submit(2, None, &[text(20)]).unwrap();
+    assert_eq!(bench.begin(), query);
+    bench.end(&query);
+    bench.end(&flood);
+    assert_eq!(bench.told().len(), 9);
+}
+
+#[test]
 fn a_pass_is_of_one_model_and_both_have_their_turns() {
     let mut bench = Bench::new(POLICY);
     bench.schedule.speeds[1] = bench.schedule.speeds[0];
