@@ -7,7 +7,7 @@ use super::error::{ApiError, ErrorCode, media_error};
 use super::fields::{Fields, object, path, quoted, shown, string};
 use super::options::{ITEM_FIELDS, PIXEL_FIELDS, pixel_options};
 use crate::media::MediaSource;
-use crate::processor::PixelOptions;
+use crate::processor::{Excerpt, PixelOptions};
 use crate::service::{InputPart, PartContent};
 
 /// Frames per second of a list that does not say: qwen-vl-utils' `sample_fps`.
@@ -216,6 +216,12 @@ fn frames(
         ));
     }
     check_count(&at, list, context.settings)?;
+    if context.pixels.excerpt != Excerpt::default() {
+        let message = format!(
+            "{at} is a list of frames, and start, end and num_frames choose those of a video file: send the frames you want"
+        );
+        return Err(ApiError::invalid(at, message));
+    }
     let read = |(i, frame): (usize, &Value)| {
         let at = format!("{at}[{i}]");
         source(

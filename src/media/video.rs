@@ -57,8 +57,8 @@ enum Stored {
         rotation: Rotation,
         file: File,
     },
-    /// Here.
-    Animation(Animation),
+    /// Here, with so many bytes besides the frames.
+    Animation(Animation, u64),
 }
 
 /// Whether both FFmpeg programs are there; a server without them still reads pictures and frame lists.
@@ -113,9 +113,10 @@ impl VideoFile {
     /// [`MediaError::Unsupported`] (also when FFmpeg is not installed), [`MediaError::InvalidVideo`], [`MediaError::TooLarge`].
     pub fn open(bytes: Bytes, settings: &MediaSettings) -> Result<Self, MediaError> {
         if let Some(animation) = Animation::sniff(&bytes) {
+            let (info, scratch_bytes) = animation.probe(settings)?;
             return Ok(Self {
-                info: animation.probe(settings)?,
-                stored: Stored::Animation(animation),
+                info,
+                stored: Stored::Animation(animation, scratch_bytes),
                 settings: settings.clone(),
             });
         }
@@ -199,17 +200,23 @@ impl VideoFile {
         )
     }
 
-    /// Bytes that so many frames take while they are held, for whoever has to find room for them.
+    /// Bytes that so many frames take while they are decoded and held, for whoever has to find room for them.
     pub fn held_bytes(&self, frames: usize) -> usize {
         let pixels = u64::from(self.info.width) * u64::from(self.info.height);
-        usize::try_from(pixels.saturating_mul(3))
-            .map_or(usize::MAX, |bytes| bytes.saturating_mul(frames))
+        let scratch_bytes = match &self.stored {
+            Stored::File { .. } => 0,
+            Stored::Animation(_, scratch_bytes) => *scratch_bytes,
+        };
+        let bytes = pixels
+            .saturating_mul(3 * frames as u64)
+            .saturating_add(scratch_bytes);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Decodes the frames at `wanted` (ascending, no repeats).
     fn decode(&self, wanted: &[u64]) -> Result<Vec<RgbImage>, MediaError> {
         let (container, rotation, file) = match &self.stored {
-            Stored::Animation(animation) => return animation.frames(wanted, &self.settings),
+            Stored::Animation(animation, _) => return animation.frames(wanted, &self.settings),
             Stored::File {
                 container,
                 rotation,
@@ -280,7 +287,14 @@ fn check_held(
     (width, height): (u32, u32),
     settings: &MediaSettings,
 ) -> Result<(), MediaError> {
-    let pixels = frames.saturating_mul(u64::from(width) * u64::from(height));
+    check_pixels(
+        frames.saturating_mul(u64::from(width) * u64::from(height)),
+        settings,
+    )
+}
+
+/// Refuses more pixels than all frames of a video may have together.
+fn check_pixels(pixels: u64, settings: &MediaSettings) -> Result<(), MediaError> {
     let limit = settings.max_pixels.saturating_mul(HELD_PICTURES);
     if pixels > limit {
         return Err(MediaError::TooLarge {

@@ -312,6 +312,23 @@ fn the_nearest_pixel_option_wins() {
 }
 
 #[test]
+fn an_excerpt_of_a_list_of_frames_is_refused_not_ignored() {
+    for body in [
+        json!({"input": {"video": [PNG, PNG], "num_frames": 2}}),
+        json!({"input": {"content": [{"type": "video", "video": {"frames": [PNG, PNG]}, "start": 1}]}}),
+    ] {
+        let error = parsed(&body)
+            .err()
+            .unwrap_or_else(|| panic!("{body} is taken"));
+        assert!(
+            error.message.contains("list of frames"),
+            "{}",
+            error.message
+        );
+    }
+}
+
+#[test]
 fn an_excerpt_has_bounds_in_their_order() {
     for (field, value) in [
         ("start", json!(-1)),

@@ -15,7 +15,7 @@ use ::gif::{
 use bytes::Bytes;
 use image_webp::WebPDecoder;
 
-use super::{VideoInfo, check_held, damaged, not_a_video};
+use super::{VideoInfo, check_held, check_pixels, damaged, not_a_video};
 use crate::media::image::{assemble, check_size, flatten_on_white, gif_is_whole, webp_is_whole};
 use crate::media::{MediaError, MediaSettings, RgbImage};
 
@@ -45,22 +45,20 @@ impl Animation {
         }
     }
 
-    /// Counts the frames and their time; nothing is decoded.
+    /// Counts the frames and their time; nothing is decoded. The second is how many bytes decoding them takes besides what is wanted of
+    /// them: the canvas, what it was before, and the samples of the largest frame.
     ///
     /// # Errors
     /// [`MediaError::InvalidVideo`], [`MediaError::TooLarge`], [`MediaError::Unsupported`] for a picture that does not move.
-    pub(super) fn probe(&self, settings: &MediaSettings) -> Result<VideoInfo, MediaError> {
-        let ((width, height), frames, seconds) = match self {
+    pub(super) fn probe(&self, settings: &MediaSettings) -> Result<(VideoInfo, u64), MediaError> {
+        let Probed {
+            size: (width, height),
+            frames,
+            seconds,
+            largest_pixels,
+        } = match self {
             Self::Gif(bytes) => probe_gif(bytes, settings)?,
-            Self::WebP(bytes) => {
-                let decoder = open_webp(bytes, settings)?;
-                let seconds = decoder.loop_duration() as f64 / 1000.0;
-                (
-                    decoder.dimensions(),
-                    u64::from(decoder.num_frames()),
-                    seconds,
-                )
-            }
+            Self::WebP(bytes) => probe_webp(bytes, settings)?,
         };
         let most = settings.max_frames as u64;
         if frames > most {
@@ -79,12 +77,14 @@ impl Animation {
         } else {
             100.0 / DEFAULT_DELAY as f64
         };
-        Ok(VideoInfo {
+        let info = VideoInfo {
             frames,
             fps: rate,
             width,
             height,
-        })
+        };
+        let canvas_pixels = u64::from(width) * u64::from(height);
+        Ok((info, 8 * canvas_pixels + 5 * largest_pixels))
     }
 
     /// The frames at `wanted` (ascending, no repeats).
@@ -129,20 +129,36 @@ fn open_gif<'a>(
         .map_err(|_: DecodingError| damaged())
 }
 
-/// The size in pixels, the number of frames and how many seconds they take.
-type Probed = ((u32, u32), u64, f64);
+/// What a look at the headers tells.
+struct Probed {
+    size: (u32, u32),
+    frames: u64,
+    seconds: f64,
+    /// Pixels of the largest frame: that of a GIF may be larger than its canvas.
+    largest_pixels: u64,
+}
 
 fn probe_gif(bytes: &[u8], settings: &MediaSettings) -> Result<Probed, MediaError> {
     let mut decoder = open_gif(bytes, settings, true)?;
     let size = (u32::from(decoder.width()), u32::from(decoder.height()));
     check_size(size.0, size.1, settings)?;
     let (mut frames, mut hundredths) = (0, 0);
+    let (mut painted_pixels, mut largest_pixels) = (0, 0);
     let most = settings.max_frames as u64;
     while let Some(frame) = decoder.next_frame_info().map_err(|_| damaged())? {
         frames += 1;
         if frames > most {
             return Err(too_many(frames, most));
         }
+        // All of a frame is decoded, however little of it lies on the canvas.
+        let (width, height) = (u32::from(frame.width), u32::from(frame.height));
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels > 0 {
+            check_size(width, height, settings)?;
+        }
+        largest_pixels = pixels.max(largest_pixels);
+        painted_pixels += pixels;
+        check_pixels(painted_pixels, settings)?;
         let delay = u64::from(frame.delay);
         hundredths += if delay < MIN_DELAY {
             DEFAULT_DELAY
@@ -153,7 +169,12 @@ fn probe_gif(bytes: &[u8], settings: &MediaSettings) -> Result<Probed, MediaErro
     if frames == 0 || !gif_is_whole(bytes) {
         return Err(damaged());
     }
-    Ok((size, frames, hundredths as f64 / 100.0))
+    Ok(Probed {
+        size,
+        frames,
+        seconds: hundredths as f64 / 100.0,
+        largest_pixels,
+    })
 }
 
 fn gif_frames(
@@ -232,6 +253,18 @@ fn open_webp<'a>(
     // What is not painted shows white, as it does in a picture.
     let _ = decoder.set_background_color([0; 4]);
     Ok(decoder)
+}
+
+fn probe_webp(bytes: &[u8], settings: &MediaSettings) -> Result<Probed, MediaError> {
+    let decoder = open_webp(bytes, settings)?;
+    let (width, height) = decoder.dimensions();
+    Ok(Probed {
+        size: (width, height),
+        frames: u64::from(decoder.num_frames()),
+        seconds: decoder.loop_duration() as f64 / 1000.0,
+        // A frame lies within the canvas, or the decoder refuses it.
+        largest_pixels: u64::from(width) * u64::from(height),
+    })
 }
 
 fn webp_frames(

@@ -4,6 +4,9 @@ use super::VideoInfo;
 
 /// Threads of one decoder: enough to overlap decoding and conversion, few enough for several clips at once.
 const DECODER_THREADS: usize = 2;
+/// The decoders that may see a client's bytes, of whatever stream: FFmpeg would try others on what lies beside the video, to tell what it is.
+const DECODERS: &str = "h264,hevc,vp8,vp9,libdav1d,libaom-av1,av1";
+
 /// The containers that are read, each of which is one FFmpeg demuxer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Container {
@@ -75,9 +78,10 @@ pub(super) fn decode_args(
 
 /// What both programs are told of their input: how to read it, and that they may open nothing else.
 pub(super) fn input_args(container: Container, max_pixels: u64) -> Vec<String> {
-    let demuxer = match container {
-        Container::Mov => "mov",
-        Container::Matroska => "matroska",
+    // The list names a demuxer as it names itself.
+    let (demuxer, demuxers) = match container {
+        Container::Mov => ("mov", "mov,mp4,m4a,3gp,3g2,mj2"),
+        Container::Matroska => ("matroska", "matroska,webm"),
     };
     let pixels = max_pixels.to_string();
     // `/dev/stdin` is the file itself, so it can be sought in, which mp4 files with their index at the end need.
@@ -88,6 +92,10 @@ pub(super) fn input_args(container: Container, max_pixels: u64) -> Vec<String> {
         &pixels,
         "-protocol_whitelist",
         "file,pipe",
+        "-format_whitelist",
+        demuxers,
+        "-codec_whitelist",
+        DECODERS,
         "-f",
         demuxer,
         "-i",
