@@ -173,7 +173,7 @@ pub(super) fn knows(lists: &[&[&str]], name: &str) -> bool {
 }
 
 /// A lane by its name, or as vLLM and Cohere number them: lower goes first, and 0 is where all are.
-fn priority(body: Fields<'_>) -> Result<Option<Priority>, ApiError> {
+pub(super) fn priority(body: Fields<'_>) -> Result<Option<Priority>, ApiError> {
     if let Some((_, Value::Number(number))) = body.get("priority")
         && let Some(number) = number.as_i64()
     {

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::ApiState;
 use super::error::ApiError;
 use super::fields::{Fields, shown};
-use super::options::choice;
 use super::scoring::{self, Asked, Ranked, Reading, Schema};
+use super::tei;
 use crate::service::{InputPart, PartContent, RankItem};
 
 /// The routes' own fields.
@@ -24,7 +24,7 @@ pub(super) const FIELDS: &[&str] = &[
     "texts",
     "return_text",
     "raw_scores",
-    "truncation_direction",
+    tei::DIRECTION,
 ];
 
 /// What an answer shows beside the scores.
@@ -102,11 +102,6 @@ fn read(
     let top_n = body.integer(&["top_n"], (0, u64::from(u32::MAX)))?;
     let shows = body.boolean(&["return_documents", "return_text"])?;
     let raw_scores = body.boolean(&["raw_scores"])?.unwrap_or(false);
-    choice(
-        body,
-        "truncation_direction",
-        &["Left", "Right", "left", "right"],
-    )?;
     let peer = match is_tei {
         true => Peer::TextEmbeddingsInference { raw_scores },
         false => Peer::Cohere,

@@ -95,7 +95,11 @@ fn read(body: Fields<'_>, reading: Reading<'_>) -> Result<Asked<()>, ApiError> {
         distinct.append(&mut queries);
     }
     for (document, query) in queries.into_iter().enumerate() {
-        let same = |known: &&RankItem| known.parts == query.parts;
+        let same = |known: &&RankItem| {
+            // Where they stand in the request differs.
+            let mut pairs = known.parts.iter().zip(&query.parts);
+            known.parts.len() == query.parts.len() && pairs.all(|(a, b)| a.content == b.content)
+        };
         if distinct.last().filter(same).is_none() {
             distinct.push(query);
         }

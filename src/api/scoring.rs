@@ -16,11 +16,11 @@ use super::family::{SMALL_BYTES, add, ignored_fields, run, server_timing, stages
 use super::fields::{Fields, object, path, shown};
 use super::intake::{allowed_time, content_kind};
 use super::loaded::Ranker;
-use super::options::{PIXEL_FIELDS, choice, limit, pixel_options};
+use super::options::{PIXEL_FIELDS, limit, pixel_options, priority};
 use super::part::{self, Context};
 use super::record::{self, Tokens};
-use super::{ApiSettings, ApiState, body, grammar, instruction};
-use crate::batcher::{BatcherError, Priority};
+use super::{ApiSettings, ApiState, body, grammar, instruction, tei};
+use crate::batcher::BatcherError;
 use crate::processor::{DocumentLimit, PixelOptions, TokenCounts, Truncation};
 use crate::service::{Cause, RankItem, RankRequest, RankResponse, Scored};
 use crate::telemetry::{self, metrics::TokensAnswered};
@@ -204,11 +204,7 @@ fn parse<T>(
     let is_known = |name: &str| known.iter().any(|list| list.contains(&name));
     let ignored = map.keys().filter(|name| !is_known(name)).cloned();
     let instruction = instruction::parse(body, settings)?;
-    let priority = match choice(body, "priority", &["interactive", "bulk"])? {
-        Some("interactive") => Some(Priority::Interactive),
-        Some(_) => Some(Priority::Bulk),
-        None => None,
-    };
+    let priority = priority(body)?;
     body.string(&["user"])?;
     body.string(&["request_id"])?;
     let mut pixels = settings.pixels;
@@ -221,7 +217,13 @@ fn parse<T>(
         settings,
         pixels: pixel_options(body, pixels, settings)?,
     };
-    let limit = document_limit(body, settings)?;
+    let mut limit = document_limit(body, settings)?;
+    if own_fields.contains(&tei::DIRECTION)
+        && tei::cuts_left(body)?
+        && limit.context.truncation == Truncation::End
+    {
+        limit.context.truncation = Truncation::Start;
+    }
     let asked = read(body, reading)?;
     let request = RankRequest {
         queries: asked.queries,

@@ -28,10 +28,24 @@ pub(super) const OPTION_FIELDS: &[&str] = &[
     "priority",
     "instruction",
 ];
+/// The side to cut at.
+pub(super) const DIRECTION: &str = "truncation_direction";
 /// Sides to cut at: TEI's own spelling, then its clients'.
 pub(super) const DIRECTIONS: &[&str] = &["Left", "Right", "left", "right"];
 /// What `encoding_format` may be here: its clients may say it, but the answer has no other form.
 pub(super) const ENCODING_FORMATS: &[&str] = &["float"];
+
+/// Whether a body wants the beginning of its texts cut, not their end.
+pub(super) fn cuts_left(body: Fields<'_>) -> Result<bool, ApiError> {
+    match body.string(&[DIRECTION])? {
+        None => Ok(false),
+        Some(side) if DIRECTIONS.contains(&side) => Ok(side.eq_ignore_ascii_case("left")),
+        Some(other) => {
+            let message = format!("{DIRECTION} is {}, it must be Left or Right", quoted(other));
+            Err(ApiError::invalid(DIRECTION, message))
+        }
+    }
+}
 
 /// The schema.
 pub(super) struct Tei;
@@ -48,15 +62,7 @@ impl Family for Tei {
         let ignored = ignore_others(&mut map, &known);
         let fields = Fields { map: &map, at: "" };
         options::choice(fields, "encoding_format", ENCODING_FORMATS)?;
-        let left = match fields.string(&["truncation_direction"])? {
-            None => false,
-            Some(side) if DIRECTIONS.contains(&side) => side.eq_ignore_ascii_case("left"),
-            Some(other) => {
-                let at = "truncation_direction";
-                let message = format!("{at} is {}, it must be Left or Right", quoted(other));
-                return Err(ApiError::invalid(at, message));
-            }
-        };
+        let left = cuts_left(fields)?;
         let mut options = options::parse(fields, reading.settings, reading.hidden_size)?;
         options.ignored = ignored;
         if left && options.item.limit.truncation == Truncation::End {

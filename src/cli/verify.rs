@@ -123,10 +123,8 @@ fn compare(
             });
         }
         if rows.len() == before {
-            eprintln!(
-                "no reference case applies to the {task} {}",
-                model.checkpoint.name
-            );
+            let name = &model.checkpoint.name;
+            bail!("no reference case applies to the {task} {name}: nothing was compared");
         }
     }
     Ok(rows)

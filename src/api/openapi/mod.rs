@@ -126,6 +126,7 @@ fn build(limits: Limits<'_>) -> Value {
         "tags": [
             { "name": "embeddings", "description": "The OpenAI schema and what is added to it." },
             { "name": "peers", "description": "The schemas of other servers, for their clients." },
+            { "name": "reranking", "description": "Scores of documents for a query, and of pairs." },
             { "name": "models", "description": "What is served." },
             { "name": "operation", "description": "Health, metrics and this document." },
         ],

@@ -1,6 +1,7 @@
 //! Bodies of the routes that score: what is read of them and what is refused.
 
 use super::*;
+use crate::batcher::Priority;
 use crate::service::PartContent;
 
 fn read_items(body: &Value) -> Result<Vec<RankItem>, ApiError> {
@@ -88,6 +89,16 @@ fn what_is_no_document_is_refused_with_its_path() {
         read_items(&many).unwrap_err().code,
         ErrorCode::TooManyInputs
     );
+}
+
+#[test]
+fn a_numeric_priority_is_a_lane_as_for_embeddings() {
+    let priority = |value: Value| {
+        let taken = parsed(json!({ "documents": ["a"], "priority": value }));
+        taken.unwrap().request.priority
+    };
+    assert_eq!(priority(json!(3)), Some(Priority::Bulk));
+    assert_eq!((priority(json!(0)), priority(Value::Null)), (None, None));
 }
 
 #[test]

@@ -14,7 +14,7 @@ const PANICS: u32 = 13;
 const NO_NUMBER: u32 = 14;
 const ENDS: u32 = 15;
 
-const WIDTH: usize = 64;
+const WIDTH: usize = 256;
 
 /// How many sequences each pass had.
 type Sizes = Arc<Mutex<Vec<usize>>>;

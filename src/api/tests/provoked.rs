@@ -14,7 +14,7 @@ use crate::media::{MediaLoader, MediaSettings};
 use crate::processor::Processor;
 use crate::service::{Proof, TokenQuota};
 
-const WIDTH: usize = 64;
+const WIDTH: usize = 256;
 
 /// What the device does with a batch.
 #[derive(Clone, Copy, PartialEq)]
