@@ -118,11 +118,14 @@ fn every_allowed_container_and_codec_is_read() {
         ("a.mkv", "libx264"),
         ("a.mov", "libx264"),
         ("a.mp4", "libx265"),
+        ("a.webm", "libaom-av1"),
     ] {
-        let bytes = make(
-            name,
-            &[&SOURCE[..], &["-pix_fmt", "yuv420p", "-c:v", codec]].concat(),
-        );
+        let encoder = ["-pix_fmt", "yuv420p", "-c:v", codec];
+        let fast: &[&str] = match codec {
+            "libaom-av1" => &["-cpu-used", "8"],
+            _ => &[],
+        };
+        let bytes = make(name, &[&SOURCE[..], &encoder, fast].concat());
         let video = open(bytes).unwrap();
         assert_eq!(
             (video.info.frames, video.info.width, video.info.height),

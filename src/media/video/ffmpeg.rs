@@ -5,6 +5,7 @@ use super::VideoInfo;
 /// Threads of one decoder: enough to overlap decoding and conversion, few enough for several clips at once.
 const DECODER_THREADS: usize = 2;
 /// The decoders that may see a client's bytes, of whatever stream: FFmpeg would try others on what lies beside the video, to tell what it is.
+/// ffprobe is not told so, for it would fail where it meets another; it opens no decoder but to tell what a stream is.
 const DECODERS: &str = "h264,hevc,vp8,vp9,libdav1d,libaom-av1,av1";
 
 /// The containers that are read, each of which is one FFmpeg demuxer.
@@ -54,6 +55,7 @@ pub(super) fn decode_args(
         threads,
         "-noautorotate".to_owned(),
     ];
+    args.extend(["-codec_whitelist", DECODERS].map(str::to_owned));
     // Codecs round frames up to whole blocks, of 128 x 128 pixels at most (AV1).
     let coded = [width, height].map(|side| u64::from(side.next_multiple_of(128)));
     args.extend(input_args(container, coded[0] * coded[1]));
@@ -94,8 +96,6 @@ pub(super) fn input_args(container: Container, max_pixels: u64) -> Vec<String> {
         "file,pipe",
         "-format_whitelist",
         demuxers,
-        "-codec_whitelist",
-        DECODERS,
         "-f",
         demuxer,
         "-i",
