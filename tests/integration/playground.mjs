@@ -48,10 +48,12 @@ try {
     await page.selectOption("#quantization", "binary");
     const bits = await cells();
     await page.selectOption("#quantization", "float");
+    const short = await cells();
     await page.click("#matrix tr:nth-of-type(3) td:nth-of-type(1) button");
     seen[scheme] = {
       matrix,
       bits,
+      short,
       effect,
       near: await page.$$eval("#near li", entries => entries.map(entry => entry.textContent)),
       of: await page.textContent("#near p"),
