@@ -48,3 +48,6 @@ pub mod processor;
 pub mod service;
 pub mod telemetry;
 pub mod vectors;
+
+#[doc = include_str!("recipes.md")]
+pub mod recipes {}

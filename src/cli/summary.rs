@@ -10,11 +10,11 @@ use crate::media::MediaSettings;
 use crate::media::video::sandbox::Layers;
 use crate::telemetry::LogFormat;
 
-/// Shown before the embedded model is loaded. Nobody may take its vectors for real ones.
+/// Shown before the embedded model is loaded. Nobody may take it for a real one.
 const EMBEDDED_NOTICE: &str = "\
 +---------------------------------------------------------------------------+
-|  No --model was given: this is the tiny model inside the binary.          |
-|  It is for trying the API. ITS VECTORS MEAN NOTHING.                      |
+|  No --model was given: this is the small model inside the binary.         |
+|  It is for trying the API: it knows emoji and their names, little else.   |
 |  For real ones: manifold serve --model Qwen/Qwen3-VL-Embedding-2B         |
 +---------------------------------------------------------------------------+";
 
@@ -23,7 +23,9 @@ pub(super) fn warn_of_embedded(format: LogFormat) {
     match format {
         LogFormat::Text => eprintln!("{EMBEDDED_NOTICE}"),
         LogFormat::Json => {
-            tracing::warn!("no model was given: this is the tiny one, and its vectors mean nothing")
+            tracing::warn!(
+                "no model was given: this is the small one for trying the API, which knows little"
+            )
         }
     }
 }

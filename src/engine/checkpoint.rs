@@ -25,11 +25,10 @@ pub const EMBEDDED_NAME: &str = "manifold-tiny";
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-static EMBEDDED_CONFIG: &[u8] = include_bytes!("../../tests/fixtures/parity/model/config.json");
-static EMBEDDED_TOKENIZER: &[u8] =
-    include_bytes!("../../tests/fixtures/parity/model/tokenizer.json");
+static EMBEDDED_CONFIG: &[u8] = include_bytes!("../../tests/fixtures/demo/model/config.json");
+static EMBEDDED_TOKENIZER: &[u8] = include_bytes!("../../tests/fixtures/demo/model/tokenizer.json");
 static EMBEDDED_WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!(
-    "../../tests/fixtures/parity/model/model.safetensors"
+    "../../tests/fixtures/demo/model/model.safetensors"
 ));
 
 /// Which checkpoint.

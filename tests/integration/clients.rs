@@ -13,7 +13,7 @@ use crate::sdks::{as_f32, run};
 use crate::server::{Server, fixture};
 
 /// The Python that has the clients, unless this one is not there.
-fn python_with(module: &str) -> Option<PathBuf> {
+pub(crate) fn python_with(module: &str) -> Option<PathBuf> {
     let named = std::env::var_os("MANIFOLD_TEST_PYTHON").map(PathBuf::from);
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = named.unwrap_or_else(|| top.join("target/sdk/python/bin/python"));

@@ -75,7 +75,7 @@ fn verify_finds_the_embedded_model_right() {
             String::from_utf8_lossy(&output.stderr)
         );
         assert!(
-            table.contains("text_short") && table.contains("all in one batch"),
+            table.contains("text_ja") && table.contains("all in one batch"),
             "{table}"
         );
     }

@@ -21,6 +21,7 @@ mod forms;
 mod fuzzing;
 mod incidents;
 mod lifecycle;
+mod meaning;
 mod observability;
 mod openapi;
 mod overload;
@@ -28,6 +29,7 @@ mod peers;
 mod playground;
 #[cfg(target_os = "linux")]
 mod playlists;
+mod recipes;
 mod refusals;
 mod reranking;
 mod rolling;

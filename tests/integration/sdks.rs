@@ -84,7 +84,7 @@ fn python() -> PathBuf {
 }
 
 /// A directory whose `node_modules` has `openai`.
-fn node_modules() -> PathBuf {
+pub(crate) fn node_modules() -> PathBuf {
     if let Some(directory) = std::env::var_os("MANIFOLD_TEST_NODE_MODULES") {
         return directory.into();
     }

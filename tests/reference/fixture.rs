@@ -24,9 +24,12 @@ pub(crate) struct Fixture {
     tensors: Vec<u8>,
 }
 
-/// Both fixtures: the public shape, and one with head_dim 64, GQA 4:1, an untied head and no post-processor.
+/// All fixtures: the public shape, one with head_dim 64, GQA 4:1, an untied head and no post-processor, and the embedded model, whose
+/// weights are trained.
 pub(crate) fn all() -> Vec<Fixture> {
-    ["parity", "parity-untied"].map(Fixture::open).into()
+    ["parity", "parity-untied", "demo"]
+        .map(Fixture::open)
+        .into()
 }
 
 impl Fixture {

@@ -317,7 +317,7 @@ fn embedded_model_is_whole_and_aligned() {
     let norm = &checkpoint.weights["model.language_model.norm.weight"];
     assert_eq!(
         (norm.dtype, norm.shape.as_slice()),
-        (WeightDtype::Bf16, [64].as_slice())
+        (WeightDtype::Bf16, [256].as_slice())
     );
     for (name, tensor) in &checkpoint.weights {
         assert_eq!(
