@@ -1,6 +1,7 @@
 //! What the server tells about itself: logs, metrics, traces. In: [`TelemetrySettings`] and events. Out: lines on standard error,
 //! coloured text on a terminal, plain text or JSON elsewhere; numbers for a scraper; spans for a collector.
 
+pub mod backlog;
 mod metric_names;
 pub mod metrics;
 mod process;
@@ -8,6 +9,7 @@ pub mod traces;
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub use metrics::metrics;
 use tracing_subscriber::filter::LevelFilter;
@@ -98,7 +100,16 @@ fn exports_traces() -> bool {
 /// What must live as long as the process tells about itself; dropping it sends the last spans.
 #[derive(Debug)]
 pub struct Telemetry {
-    _exporter: Option<traces::Exporter>,
+    exporter: Option<traces::Exporter>,
+}
+
+impl Telemetry {
+    /// From now on the last spans have no more than this to reach the collector: the process is wanted gone.
+    pub fn hurry(&mut self, last_export: Duration) {
+        if let Some(exporter) = &mut self.exporter {
+            exporter.last_export = last_export;
+        }
+    }
 }
 
 /// Starts logging and, where a collector is named, the export of spans. Call once, early: events before it are lost.
@@ -145,9 +156,7 @@ pub fn init(settings: &TelemetrySettings) -> Result<Telemetry, TelemetryError> {
     let started = tracing_subscriber::registry().with(layers).try_init();
     started.map_err(|_| TelemetryError::AlreadySet)?;
     EXPORTS_TRACES.store(exporter.is_some(), Ordering::Relaxed);
-    Ok(Telemetry {
-        _exporter: exporter,
-    })
+    Ok(Telemetry { exporter })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is asked of the server, and what must hold. In: options. Out: printed numbers, and an error where a promise is broken.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ const P99_BESIDE_SLOW: f64 = 1.2;
 const P99_BESIDE_FLOOD: f64 = 1.5;
 const SLOW_MAY_LAST: Duration = Duration::from_secs(30);
 const MEMORY_SLOPE_PERCENT_PER_HOUR: f64 = 0.5;
+const MEMORY_UNDER_OVERLOAD: f64 = 1.1;
+const P99_AFTER_OVERLOAD: f64 = 1.5;
+const FILES_MAY_VARY: usize = 16;
+const OF_BARE_ENCODER: f64 = 0.97;
 
 type Held = Result<(), String>;
 
@@ -60,6 +65,69 @@ fn images(file: &str, headers: &str) -> Requests {
         let body = format!("{{\"input\":{{\"text\":\"{number}\",\"image\":\"{picture}\"}}}}");
         post(&body, &headers)
     })
+}
+
+/// The same two inputs all the time, alone and in any company: their vectors must not differ in a bit.
+struct Probe {
+    requests: [Vec<u8>; 2],
+    seen: RefCell<[BTreeSet<String>; 2]>,
+    answers: Cell<usize>,
+}
+
+impl Probe {
+    fn new(headers: &str) -> Self {
+        let format = "\"encoding_format\":\"base64\"";
+        let picture = image("rgba_200x150.png");
+        let inputs = [
+            "\"The probe.\"".to_owned(),
+            format!("{{\"image\":\"{picture}\"}}"),
+        ];
+        Probe {
+            requests: inputs.map(|input| post(&format!("{{\"input\":{input},{format}}}"), headers)),
+            seen: RefCell::default(),
+            answers: Cell::new(0),
+        }
+    }
+
+    async fn ask(&self, address: &str) {
+        for (request, seen) in self.requests.iter().zip(0..) {
+            let Ok(mut connection) = Connection::open(address).await else {
+                continue;
+            };
+            // A refusal says nothing of vectors.
+            if !matches!(connection.ask(request).await, Ok(answer) if answer.status == 200) {
+                continue;
+            }
+            let body: serde_json::Value =
+                serde_json::from_slice(&connection.body).expect("JSON of the server");
+            let vector = body["data"][0]["embedding"].as_str().expect("a vector");
+            self.seen.borrow_mut()[seen].insert(vector.to_owned());
+            self.answers.set(self.answers.get() + 1);
+        }
+    }
+
+    /// Asks twice a second.
+    async fn watch(&self, address: &str, lasting: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < lasting {
+            self.ask(address).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    async fn finish(&self, address: &str) -> Held {
+        self.ask(address).await;
+        let vectors: Vec<usize> = self.seen.borrow().iter().map(BTreeSet::len).collect();
+        println!(
+            "probe/{} answers, different vectors: {} of the text, {} of the picture",
+            self.answers.get(),
+            vectors[0],
+            vectors[1]
+        );
+        require(vectors == [1, 1], || {
+            "the same input gave different bits".to_owned()
+        })
+    }
 }
 
 /// Tokens of a request's input, which the server counts.
@@ -108,6 +176,35 @@ pub(crate) async fn concurrency(options: &Options) -> Held {
     require(faults == 0, || format!("{faults} requests failed"))
 }
 
+/// 32 clients with texts of 128 tokens: how much of the bare encoder's speed, `--bare` tokens a second (`encode` prints it), is left.
+pub(crate) async fn throughput(options: &Options) -> Held {
+    let server = Server::start(options, &[], None);
+    let clients = options.number("clients", 32.0) as usize;
+    let count = options.number("tokens", 128.0) as u64;
+    // Token ids, so that there are exactly as many.
+    let requests: Requests = Rc::new(move |number| {
+        let ids: Vec<String> = (0..count)
+            .map(|i| (256 + (number * 101 + i * 37) % 4096).to_string())
+            .collect();
+        post(&format!("{{\"input\":[[{}]]}}", ids.join(",")), "")
+    });
+    assert_eq!(tokens(&server.address, &requests(0)).await, count);
+    let (warm, lasting) = (seconds(options, 20.0) / 4, seconds(options, 20.0));
+    closed(&server.address, clients, warm, requests.clone()).await;
+    let report = closed(&server.address, clients, lasting, requests).await;
+    let speed = report.goodput() * count as f64;
+    let bare = options.number("bare", f64::NAN);
+    println!(
+        "throughput/{clients} x {count}: {speed:.0} tokens/s, {:.1} % of the bare encoder; {}",
+        100.0 * speed / bare,
+        report.shown()
+    );
+    require(report.count(200) == report.total(), || report.shown())?;
+    require(bare.is_nan() || speed >= OF_BARE_ENCODER * bare, || {
+        format!("{speed:.0} of {bare:.0} tokens/s")
+    })
+}
+
 /// Health, asked all the time.
 async fn health(address: &str, lasting: Duration) -> Report {
     let ask = get("/health/ready");
@@ -123,12 +220,30 @@ pub(crate) async fn overload(options: &Options) -> Held {
     let headers = format!("x-request-timeout-ms: {deadline}\r\n");
     let requests = texts(words, "", &headers);
     let count = tokens(address, &requests(0)).await;
-    let peak = closed(address, 64, Duration::from_secs(5), requests.clone()).await;
+    let measure = Duration::from_secs_f64(options.number("peak-seconds", 10.0));
+    closed(address, 64, measure / 2, requests.clone()).await;
+    let peak = closed(address, 64, measure, requests.clone()).await;
     println!("overload/peak, {count} tokens: {}", peak.shown());
+    let half = (peak.goodput() / 2.0, 256);
+    let before = open(address, half, measure, requests.clone()).await;
+    println!("overload/half the peak: {}", before.shown());
+    let probe = Probe::new("");
+    probe.ask(address).await;
     let rate = options.number("times", 10.0) * peak.goodput();
-    let (memory, cpu) = (server.memory(), cpu_of("self"));
+    let cpu = cpu_of("self");
+    let early = Cell::new(0);
+    let remember = async {
+        tokio::time::sleep(lasting / 4).await;
+        early.set(server.memory());
+    };
     let load = open(address, (rate, 3000), lasting, requests.clone());
-    let (load, health) = tokio::join!(load, health(address, lasting));
+    let (load, health, (), ()) = tokio::join!(
+        load,
+        health(address, lasting),
+        remember,
+        probe.watch(address, lasting)
+    );
+    let memory = early.get();
     let refused = load.quantile(&[429, 503], 0.99);
     let spent = (cpu_of("self") - cpu).as_secs_f64() / lasting.as_secs_f64();
     println!("overload/{rate:.0} a second: {}", load.shown());
@@ -142,8 +257,7 @@ pub(crate) async fn overload(options: &Options) -> Held {
         100.0 * spent,
     );
     tokio::time::sleep(Duration::from_secs_f64(deadline / 1e3)).await;
-    let after = (peak.goodput() / 2.0, 256);
-    let after = open(address, after, Duration::from_secs(5), requests).await;
+    let after = open(address, half, measure, requests).await;
     println!(
         "overload/half the peak, one deadline later: {}",
         after.shown()
@@ -161,7 +275,22 @@ pub(crate) async fn overload(options: &Options) -> Held {
     )?;
     require(load.without_retry_after == 0, || "Retry-After".to_owned())?;
     require(load.faults() == 0, || format!("faults: {}", load.shown()))?;
-    require(after.count(200) == after.total(), || "recovery".to_owned())
+    let slowest = load.quantile(&[200], 1.0);
+    require(slowest <= deadline, || {
+        format!("an accepted request took {slowest:.0} ms")
+    })?;
+    let grown = server.memory() as f64 / memory as f64;
+    require(grown <= MEMORY_UNDER_OVERLOAD, || {
+        format!("memory grew to {grown:.2} of what it was a quarter into the load")
+    })?;
+    let p99 = |report: &Report| report.quantile(&[200], 0.99);
+    let late = p99(&after) / p99(&before);
+    println!("overload/p99 afterwards {late:.2} of before");
+    require(
+        after.count(200) == after.total() && late <= P99_AFTER_OVERLOAD,
+        || format!("recovery: {}", after.shown()),
+    )?;
+    probe.finish(address).await
 }
 
 /// A connection that sends next to nothing; how long the server let it.
@@ -230,7 +359,8 @@ pub(crate) async fn slow_connections(options: &Options) -> Held {
         )
         .await
     };
-    let (beside, ()) = tokio::join!(beside, tasks);
+    let probe = Probe::new("");
+    let (beside, (), ()) = tokio::join!(beside, tasks, probe.watch(address, lasting));
     let longest = longest.get();
     let p99 = |report: &Report| report.quantile(&[200], 0.99);
     let ratio = p99(&beside) / p99(&alone);
@@ -246,7 +376,8 @@ pub(crate) async fn slow_connections(options: &Options) -> Held {
     require(beside.count(200) == beside.total(), || beside.shown())?;
     require(ratio <= P99_BESIDE_SLOW, || {
         format!("p99 {ratio:.2} of alone")
-    })
+    })?;
+    probe.finish(address).await
 }
 
 /// Short texts, long ones and pictures, as a day brings them.
@@ -278,8 +409,10 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     let server = Server::start(options, &[], None);
     let (address, lasting) = (server.address.as_str(), seconds(options, 150.0));
     let requests = mixture();
-    let peak = closed(address, 64, Duration::from_secs(5), requests.clone()).await;
+    closed(address, 64, Duration::from_secs(5), requests.clone()).await;
+    let peak = closed(address, 64, Duration::from_secs(10), requests.clone()).await;
     println!("mixed/peak: {}", peak.shown());
+    let probe = Probe::new("");
     let memory = RefCell::new(Vec::new());
     let files = RefCell::new(Vec::new());
     let watching = async {
@@ -292,7 +425,7 @@ pub(crate) async fn mixed(options: &Options) -> Held {
         }
     };
     let load = open(address, (0.7 * peak.goodput(), 256), lasting, requests);
-    let (load, ()) = tokio::join!(load, watching);
+    let (load, (), ()) = tokio::join!(load, watching, probe.watch(address, lasting));
     println!("mixed/70 %: {}", load.shown());
     // The first half warms up.
     let memory = memory.borrow();
@@ -300,9 +433,11 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     let last = warm.last().map_or(0.0, |point| point.1);
     let percent = 100.0 * slope(warm) / last;
     let files = files.borrow();
-    let (fewest, most) = (files.iter().min(), files.iter().max());
+    let warm = &files[files.len() / 2..];
+    let fewest = warm.iter().min().copied().unwrap_or_default();
+    let most = warm.iter().max().copied().unwrap_or_default();
     println!(
-        "mixed/memory {:.1} MB, {percent:.2} % an hour over the second half; files {fewest:?} to {most:?}",
+        "mixed/memory {:.1} MB, {percent:.2} % an hour, files {fewest} to {most}, both over the second half",
         last / 1e6
     );
     require(load.count(200) == load.total(), || load.shown())?;
@@ -310,7 +445,11 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     let long = lasting >= Duration::from_secs(1200);
     require(!long || percent <= MEMORY_SLOPE_PERCENT_PER_HOUR, || {
         format!("memory grows by {percent:.2} % an hour")
-    })
+    })?;
+    require(most - fewest <= FILES_MAY_VARY, || {
+        format!("open files {fewest} to {most}")
+    })?;
+    probe.finish(address).await
 }
 
 /// Short texts of one key while another sends the largest pictures.
@@ -319,13 +458,19 @@ pub(crate) async fn flood(options: &Options) -> Held {
     let (address, lasting) = (server.address.as_str(), seconds(options, 20.0));
     let texts = texts(8, "", "authorization: Bearer texts\r\n");
     let pictures = images("huge_2400x1800.png", "authorization: Bearer pictures\r\n");
+    let probe = Probe::new("authorization: Bearer texts\r\n");
+    probe.ask(address).await;
     let load = (options.number("rate", 50.0), 64);
     open(address, load, Duration::from_secs(2), texts.clone()).await;
     let alone = open(address, load, lasting, texts.clone()).await;
     println!("flood/texts alone: {}", alone.shown());
     let clients = options.number("clients", 8.0) as usize;
     let flood = closed(address, clients, lasting, pictures);
-    let (beside, flood) = tokio::join!(open(address, load, lasting, texts), flood);
+    let (beside, flood, ()) = tokio::join!(
+        open(address, load, lasting, texts),
+        flood,
+        probe.watch(address, lasting)
+    );
     println!("flood/texts beside pictures: {}", beside.shown());
     println!("flood/pictures: {}", flood.shown());
     let p99 = |report: &Report| report.quantile(&[200], 0.99);
@@ -335,7 +480,11 @@ pub(crate) async fn flood(options: &Options) -> Held {
         flood.count(BROKEN) == 0 && beside.count(200) == beside.total(),
         || beside.shown(),
     )?;
+    require(flood.count(200) > 0, || {
+        format!("no picture was answered: {}", flood.shown())
+    })?;
     require(ratio <= P99_BESIDE_FLOOD, || {
         format!("p99 {ratio:.2} of alone")
-    })
+    })?;
+    probe.finish(address).await
 }

@@ -1,11 +1,14 @@
-//! Request bodies. In: a body as it comes. Out: its bytes; or why not, when it is too large or comes too slowly.
+//! Request bodies. In: a body as it comes. Out: its bytes and the memory they hold; or why not, when it is too large, comes too slowly,
+//! or when all bodies together are too much.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::header;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ApiError, ErrorCode};
@@ -13,11 +16,71 @@ use super::error::{ApiError, ErrorCode};
 /// A body has its patience for each so many bytes, so that large ones may take longer and a trickle may not.
 const STEP_BYTES: usize = 64 * 1024;
 
-/// The body, refused as soon as it is known to be too large, and when less than [`STEP_BYTES`] of it came within `patience`.
-pub(super) async fn read(
+/// Bytes that bodies may hold together.
+#[derive(Debug, Clone)]
+pub(super) struct BodyMemory {
+    /// A permit is a byte.
+    free: Arc<Semaphore>,
+    limit: usize,
+}
+
+/// What a body takes of a [`BodyMemory`] until it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct HeldBody(Option<OwnedSemaphorePermit>);
+
+impl BodyMemory {
+    /// A memory of so many bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        BodyMemory {
+            free: Arc::new(Semaphore::new(limit)),
+            limit,
+        }
+    }
+
+    /// The body, refused as soon as it is known to be over `limit`, when less than [`STEP_BYTES`] of it came within `patience`, and when
+    /// there is no memory left for it: what never comes takes none.
+    ///
+    /// # Errors
+    /// The codes are those of `request_too_large`, `request_timeout`, `invalid_json`, `queue_full`.
+    pub(super) async fn read(
+        &self,
+        request: Request,
+        limit: usize,
+        patience: Duration,
+    ) -> Result<(Bytes, HeldBody), ApiError> {
+        let mut held = HeldBody::default();
+        let body = read(request, limit, patience, |bytes| {
+            self.grow(&mut held, bytes)
+        })
+        .await?;
+        Ok((body, held))
+    }
+
+    fn grow(&self, held: &mut HeldBody, bytes: usize) -> Result<(), ApiError> {
+        let more = u32::try_from(bytes)
+            .ok()
+            .and_then(|bytes| Arc::clone(&self.free).try_acquire_many_owned(bytes).ok());
+        let more = more.ok_or_else(|| {
+            let message = format!(
+                "the bodies of all requests together are at the limit of {} bytes (limits.max_held_bytes)",
+                self.limit
+            );
+            ApiError::new(ErrorCode::QueueFull, message)
+        })?;
+        match &mut held.0 {
+            Some(own) => own.merge(more),
+            own => *own = Some(more),
+        }
+        Ok(())
+    }
+}
+
+async fn read(
     request: Request,
     limit: usize,
     patience: Duration,
+    mut hold: impl FnMut(usize) -> Result<(), ApiError>,
 ) -> Result<Bytes, ApiError> {
     let too_large = || {
         let message = format!("the body is larger than the limit of {limit} bytes");
@@ -63,6 +126,7 @@ pub(super) async fn read(
         if data.len() > limit - length {
             return Err(too_large());
         }
+        hold(data.len())?;
         if length == 0 {
             first = data;
         } else {
@@ -86,6 +150,11 @@ mod tests {
     use futures_util::stream::{self, StreamExt};
 
     use super::*;
+
+    async fn read(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
+        let memory = BodyMemory::new(usize::MAX);
+        Ok(memory.read(request, limit, patience).await?.0)
+    }
 
     fn code<T>(result: Result<T, ApiError>) -> Option<ErrorCode> {
         result.err().map(|error| error.code)
@@ -142,5 +211,22 @@ mod tests {
         let steady = read(trickle(100, 8192, second), limit, patience).await;
         assert_eq!(code(steady), Some(ErrorCode::RequestTimeout));
         assert!(began.elapsed() > 5 * patience, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn bodies_together_hold_no_more_than_there_is_and_give_it_back() {
+        let memory = BodyMemory::new(10);
+        let patience = Duration::from_secs(5);
+        let next = async |pieces| memory.read(streamed(pieces), 8, patience).await;
+        let (body, first) = next(vec!["123", "456"]).await.expect("there is room");
+        assert_eq!(body, "123456");
+        let error = next(vec!["1234", "5"]).await.expect_err("refused");
+        assert_eq!(error.code, ErrorCode::QueueFull);
+        assert!(error.message.contains("10 bytes"), "{}", error.message);
+        // What came of the refused one is free again.
+        let (_, second) = next(vec!["12", "34"]).await.expect("there is room");
+        assert_eq!(memory.free.available_permits(), 0);
+        drop((first, second));
+        assert_eq!(memory.free.available_permits(), 10);
     }
 }

@@ -11,13 +11,14 @@ use axum::response::Response;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
+use super::body::HeldBody;
 use super::error::{ApiError, ErrorCode};
 use super::grammar::Inputs;
 use super::intake::{self, Body, ContentKind};
 use super::options::{Options, knows};
 use super::record::{self, RequestId, Tokens};
 use super::response::{Answered, Envelope};
-use super::{ApiSettings, ApiState, Served, body};
+use super::{ApiSettings, ApiState, Served};
 use crate::batcher::{Batcher, BatcherError};
 use crate::service::{
     Cause, EmbedRequest, EmbedResponse, Embedded, Explained, ServiceError, Timings,
@@ -90,6 +91,8 @@ struct Taken<F> {
     /// Time the client allows.
     allowed: Duration,
     request_id: String,
+    /// What its body takes.
+    held: HeldBody,
 }
 
 /// A route that gives vectors.
@@ -106,6 +109,7 @@ pub(super) async fn create<F: Family>(
         family,
         allowed,
         request_id,
+        held: _held,
     } = take_in::<F>(&state, served, request).await?;
     let answer = served.embedder.embed(request).await;
     let answer = answer.map_err(|error| too_late_or(error, allowed))?;
@@ -172,10 +176,10 @@ async fn take_in<F: Family>(
     let most = state.settings.request_timeout;
     let allowed = intake::allowed_time(request.headers(), most)?;
     let patience = state.settings.body_timeout.min(allowed);
-    let body = body::read(request, state.settings.max_body_bytes, patience);
-    let body = timeout(allowed, body)
-        .await
-        .map_err(|_| too_late(allowed))??;
+    let most = state.settings.max_body_bytes;
+    let body = state.bodies.read(request, most, patience);
+    let body = timeout(allowed, body).await;
+    let (body, held) = body.map_err(|_| too_late(allowed))??;
     let (settings, hidden_size) = (state.settings.clone(), served.info.hidden_size);
     let large = body.len() > SMALL_BYTES || kind != ContentKind::Json;
     let parse = run(state, large, move || {
@@ -206,6 +210,7 @@ async fn take_in<F: Family>(
         family,
         allowed,
         request_id: request_id.map_or_else(String::new, |id| id.0),
+        held,
     })
 }
 

@@ -53,6 +53,7 @@ pub(super) async fn info(State(state): State<ApiState>) -> Result<Json<Value>, A
     let (settings, policy) = (&state.settings, loaded.batcher.policy());
     let limits = json!({
         "max_body_bytes": settings.max_body_bytes,
+        "max_held_bytes": settings.max_held_bytes,
         "max_inputs": settings.max_inputs,
         "max_input_tokens": settings.max_input_tokens,
         "max_media_bytes": settings.max_media_bytes,

@@ -58,6 +58,7 @@ use crate::engine::EngineInfo;
 use crate::processor::PixelOptions;
 use crate::service::{Embedder, Proof};
 use crate::telemetry::{self, metrics::ModelLabels};
+use body::BodyMemory;
 
 /// What the wire allows.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +67,8 @@ pub struct ApiSettings {
     pub keys: ApiKeys,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
+    /// Most bytes of request bodies held at a time.
+    pub max_held_bytes: usize,
     /// Most inputs of one request.
     pub max_inputs: usize,
     /// Most tokens of one input.
@@ -100,6 +103,7 @@ impl Default for ApiSettings {
         ApiSettings {
             keys: ApiKeys::default(),
             max_body_bytes: 64 << 20,
+            max_held_bytes: 1 << 30,
             max_inputs: 2048,
             max_input_tokens: 32_768,
             max_media_bytes: 32 << 20,
@@ -161,6 +165,7 @@ pub struct ApiState {
     draining: Arc<AtomicBool>,
     /// Permits for reading and writing JSON of megabytes: one for each core.
     workers: Arc<Semaphore>,
+    bodies: BodyMemory,
 }
 
 impl ApiState {
@@ -169,6 +174,7 @@ impl ApiState {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         ApiState {
             keys: Arc::new(RwLock::new(settings.keys.clone())),
+            bodies: BodyMemory::new(settings.max_held_bytes),
             settings: Arc::new(settings),
             loaded: Arc::default(),
             draining: Arc::default(),

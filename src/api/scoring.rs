@@ -19,7 +19,7 @@ use super::loaded::Ranker;
 use super::options::{PIXEL_FIELDS, limit, pixel_options, priority};
 use super::part::{self, Context};
 use super::record::{self, Tokens};
-use super::{ApiSettings, ApiState, body, grammar, instruction, tei};
+use super::{ApiSettings, ApiState, grammar, instruction, tei};
 use crate::batcher::BatcherError;
 use crate::processor::{DocumentLimit, PixelOptions, TokenCounts, Truncation};
 use crate::service::{Cause, RankItem, RankRequest, RankResponse, Scored};
@@ -128,10 +128,10 @@ pub(super) async fn answer<T: Send + 'static>(
     content_kind(request.headers(), false)?;
     let allowed = allowed_time(request.headers(), state.settings.request_timeout)?;
     let patience = state.settings.body_timeout.min(allowed);
-    let body = body::read(request, state.settings.max_body_bytes, patience);
-    let body = timeout(allowed, body)
-        .await
-        .map_err(|_| too_late(allowed))??;
+    let most = state.settings.max_body_bytes;
+    let body = state.bodies.read(request, most, patience);
+    let body = timeout(allowed, body).await;
+    let (body, _held) = body.map_err(|_| too_late(allowed))??;
     let settings = state.settings.clone();
     let (read, fields) = (schema.read, schema.fields);
     let large = body.len() > SMALL_BYTES;

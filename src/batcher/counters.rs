@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::cost::Cost;
 use super::{BatcherError, Priority};
+use crate::telemetry::backlog::{BatcherReading, LaneDepth};
 
 /// What waits in a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,6 +81,55 @@ impl Counters {
     /// What waits now in a lane.
     pub fn waiting_in(&self, lane: Priority) -> Waiting {
         self.waiting[lane as usize]
+    }
+
+    /// The same as a scraper reads it; `max_tokens` is what a pass may have where the device has memory.
+    pub(super) fn reading(&self, max_tokens: usize) -> BatcherReading {
+        let lane = |lane, priority| {
+            let waiting = self.waiting_in(priority);
+            LaneDepth {
+                lane,
+                sequences: waiting.inputs as u64,
+                tokens: waiting.cost.tokens() as u64,
+                expected: waiting.expected,
+            }
+        };
+        let Refused {
+            full,
+            too_late,
+            expired,
+            draining,
+            unavailable,
+        } = self.refused;
+        let max_tokens = self
+            .learned_max_tokens
+            .map_or(max_tokens, |learned| learned.min(max_tokens));
+        BatcherReading {
+            lanes: vec![
+                lane("interactive", Priority::Interactive),
+                lane("bulk", Priority::Bulk),
+            ],
+            refused: vec![
+                ("full", full),
+                ("too_late", too_late),
+                ("expired", expired),
+                ("draining", draining),
+                ("unavailable", unavailable),
+            ],
+            dropped: vec![
+                ("left", self.left),
+                ("expired", self.expired),
+                ("failed", self.failed_inputs),
+            ],
+            shared: self.computed_once,
+            failed: vec![
+                ("out_of_memory", self.out_of_memory),
+                ("fault", self.failed_batches - self.out_of_memory),
+            ],
+            max_tokens: max_tokens as u64,
+            pixel_bytes: self.pixel_bytes as u64,
+            cache_bytes: self.cache_bytes,
+        }
     }
 
     pub(super) fn refuse(&mut self, refusal: &BatcherError) {

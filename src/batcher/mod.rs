@@ -36,7 +36,7 @@ mod worker;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::{Encoded, Engine, EngineError, Heartbeat};
 use crate::model::{PackedBatch, Task};
-use crate::telemetry::metrics::QueueDepth;
+use crate::telemetry::backlog::BatcherReading;
 
 /// How batches are formed and when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -309,28 +309,15 @@ impl Batcher {
 
     /// What has been done so far, and what waits now.
     pub fn counters(&self) -> Counters {
-        let shared = &self.handle.shared;
-        let mut counters = shared.lock().counters();
-        counters.cache_hits = shared.cache_hits.load(Ordering::Relaxed);
-        counters.cache_misses = shared.cache_misses.load(Ordering::Relaxed);
-        counters.pixel_bytes = shared.pixels.held();
-        counters.cache_bytes = shared.cache.as_ref().map_or(0, RowCache::bytes);
-        counters
+        self.handle.shared.counters()
     }
 
-    /// What waits now, for a scraper; it does not keep the batcher alive.
-    pub fn watch_queue(&self) -> impl Fn() -> QueueDepth + Send + Sync + use<> {
+    /// What a scraper is told; it does not keep the batcher alive, and says nothing when that has gone.
+    pub fn watch(&self) -> impl Fn() -> Option<BatcherReading> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.handle.shared);
         move || {
-            shared.upgrade().map_or_else(QueueDepth::default, |shared| {
-                let counters = shared.lock().counters();
-                let lanes = [Priority::Interactive, Priority::Bulk];
-                let waiting = lanes.map(|lane| counters.waiting_in(lane));
-                QueueDepth {
-                    sequences: waiting.iter().map(|lane| lane.inputs).sum(),
-                    tokens: waiting.iter().map(|lane| lane.cost.tokens()).sum(),
-                }
-            })
+            let shared = shared.upgrade()?;
+            Some(shared.counters().reading(shared.policy.max_tokens))
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 use super::cache::{CacheKey, RowCache};
 use super::pixels::{Held, PixelMemory};
 use super::schedule::Schedule;
-use super::{BatchPolicy, Embedding, Outcome};
+use super::{BatchPolicy, Counters, Embedding, Outcome};
 use crate::model::{MediaKey, Sequence};
 use crate::telemetry;
 
@@ -49,6 +49,16 @@ impl Shared {
     /// The schedule's time.
     pub(super) fn now(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// What has been done so far, and what waits now.
+    pub(super) fn counters(&self) -> Counters {
+        let mut counters = self.lock().counters();
+        counters.cache_hits = self.cache_hits.load(Ordering::Relaxed);
+        counters.cache_misses = self.cache_misses.load(Ordering::Relaxed);
+        counters.pixel_bytes = self.pixels.held();
+        counters.cache_bytes = self.cache.as_ref().map_or(0, RowCache::bytes);
+        counters
     }
 
     pub(super) fn close(&self) {

@@ -25,8 +25,8 @@ use crate::media::{MediaLoader, MediaSettings};
 use crate::service::{Background, Embedder, Reranker, TokenQuota};
 use crate::telemetry;
 
-/// How long the process stays after its device was lost, so that every client reads its answer: well under a second, for until it has
-/// gone nobody starts another.
+/// How long the process stays after its device was lost, so that every client reads its answer, and then once more for the last spans:
+/// well under a second, for until it has gone nobody starts another.
 const FAREWELL: Duration = Duration::from_millis(300);
 /// Files that are open besides connections: weights, logs, media and the pipes of video decoders.
 const OTHER_FILES: u64 = 512;
@@ -38,7 +38,7 @@ const MAX_OPERATORS: usize = 64;
 /// # Errors
 /// Whatever keeps the server from starting, or stops it before it was told to.
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    let _telemetry = telemetry::init(&config.telemetry)?;
+    let mut telemetry = telemetry::init(&config.telemetry)?;
     let read = config.auth.read_keys();
     let keys = read.map_err(|fault| Misconfigured(vec![fault]))?;
     let sandbox = check_video(&config.media)?;
@@ -50,6 +50,9 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(config, keys, sandbox));
     // A download or a load that was interrupted must not keep the process from ending.
     runtime.shutdown_background();
+    if served.is_err() {
+        telemetry.hurry(FAREWELL);
+    }
     served
 }
 
@@ -156,6 +159,7 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
     ApiSettings {
         keys: ApiKeys::new(keys.iter().map(Secret::expose)),
         max_body_bytes: config.limits.max_body_bytes,
+        max_held_bytes: config.limits.max_held_bytes,
         max_inputs: config.limits.max_inputs,
         max_input_tokens: config.limits.max_input_tokens,
         max_media_bytes: config.media.max_bytes,
@@ -170,7 +174,7 @@ fn api_settings(config: &Config, keys: &[Secret]) -> ApiSettings {
 
 /// Puts the stages together.
 fn wire(config: &Config, loading: Loading, batcher: Batcher) -> anyhow::Result<Loaded> {
-    telemetry::metrics::watch_queue(batcher.watch_queue());
+    telemetry::backlog::watch_batcher(batcher.watch());
     // One for both models: a key's tokens are the device's time, whatever they are for.
     let quota = TokenQuota::new(config.limits.tokens_per_minute).map(Arc::new);
     let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;

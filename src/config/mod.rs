@@ -109,6 +109,8 @@ pub struct ServerSettings {
 pub struct LimitSettings {
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// Most bytes of request bodies at a time.
+    pub max_held_bytes: usize,
     /// Most inputs of one request.
     pub max_inputs: usize,
     /// Most tokens of one input, media and template included.

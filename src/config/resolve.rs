@@ -67,6 +67,7 @@ impl Config {
             server: server_settings(values),
             limits: LimitSettings {
                 max_body_bytes: values.count("limits.max_body_bytes"),
+                max_held_bytes: values.count("limits.max_held_bytes"),
                 max_inputs: values.count("limits.max_inputs"),
                 max_input_tokens: values.count("limits.max_input_tokens"),
                 request_timeout: values.duration("limits.request_timeout_ms"),
@@ -261,7 +262,8 @@ fn contradictions(values: &Values) -> Vec<ConfigFault> {
     };
     at_most("processor.min_pixels", "processor.max_pixels");
     at_most("processor.max_frames", "media.max_frames");
-    // What never fits the queue could never be answered.
+    // What never fits could never be answered.
+    at_most("limits.max_body_bytes", "limits.max_held_bytes");
     at_most("limits.max_input_tokens", "batch.max_queue_tokens");
     at_most("batch.max_tokens", "batch.max_queue_tokens");
     for key in ["server.host", "media.ffmpeg", "media.ffprobe"] {

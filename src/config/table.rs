@@ -245,6 +245,8 @@ pub(super) static SETTINGS: &[Setting] = &[
 
     setting("limits.max_body_bytes", integer(1, 4 << 30), "67108864", &["max-body-bytes"],
         "Largest request body (64 MiB)."),
+    setting("limits.max_held_bytes", integer(1, MOST), "1073741824", &[],
+        "Most bytes of request bodies held at a time, from when they arrive until they are answered (1 GiB); beyond, requests are refused with 429."),
     setting("limits.max_inputs", integer(1, 1_000_000), "2048", &["max-inputs"],
         "Most inputs of one request."),
     setting("limits.max_input_tokens", integer(16, MOST), "32768", &["max-input-tokens", "max-model-len"],

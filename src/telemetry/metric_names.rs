@@ -56,6 +56,35 @@ pub(super) const QUEUE_TOKENS: Name = (
     "manifold_queue_tokens",
     "Tokens that wait, which is what the limit of the queue counts",
 );
+pub(super) const QUEUE_SECONDS: Name = (
+    "manifold_queue_expected_seconds",
+    "How long the device is expected to take for what waits",
+);
+pub(super) const QUEUE_REFUSALS: Name = (
+    "manifold_queue_refusals",
+    "Requests the queue did not let in, by reason",
+);
+pub(super) const INPUTS_DROPPED: Name = (
+    "manifold_inputs_dropped",
+    "Inputs that were let in and not computed, by reason",
+);
+pub(super) const INPUTS_SHARED: Name = (
+    "manifold_inputs_shared",
+    "Inputs that shared the computation of the same one in flight",
+);
+pub(super) const BATCH_FAILURES: Name = (
+    "manifold_batch_failures",
+    "Forward passes that failed, by reason, whatever became of their inputs",
+);
+pub(super) const BATCH_MAX_TOKENS: Name = (
+    "manifold_batch_max_tokens",
+    "Most tokens a forward pass has now: fewer after the device ran out of memory",
+);
+pub(super) const PIXEL_BYTES: Name = (
+    "manifold_pixel_bytes",
+    "Bytes of pixels held from when they are decoded until they are computed",
+);
+pub(super) const CACHE_BYTES: Name = ("manifold_cache_bytes", "Bytes of kept vectors");
 pub(super) const CONNECTIONS: Name = ("manifold_connections", "Connections accepted");
 pub(super) const CONNECTIONS_OPEN: Name = ("manifold_connections_open", "Connections open");
 pub(super) const CONNECTIONS_DROPPED: Name = (
@@ -74,7 +103,7 @@ pub(super) const CPU_SECONDS: Name = ("manifold_process_cpu_seconds", "Time of a
 
 /// All of them.
 #[cfg(test)]
-pub(super) const ALL: [Name; 25] = [
+pub(super) const ALL: [Name; 33] = [
     REQUESTS,
     REQUESTS_IN_FLIGHT,
     REQUEST_DURATION,
@@ -91,6 +120,14 @@ pub(super) const ALL: [Name; 25] = [
     BATCH_FILL,
     QUEUE_SEQUENCES,
     QUEUE_TOKENS,
+    QUEUE_SECONDS,
+    QUEUE_REFUSALS,
+    INPUTS_DROPPED,
+    INPUTS_SHARED,
+    BATCH_FAILURES,
+    BATCH_MAX_TOKENS,
+    PIXEL_BYTES,
+    CACHE_BYTES,
     CONNECTIONS,
     CONNECTIONS_OPEN,
     CONNECTIONS_DROPPED,

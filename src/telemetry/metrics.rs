@@ -4,11 +4,10 @@
 //! a path as it was sent. A place that counts calls a method of [`Metrics`]; nothing on the way of a request waits for a scraper.
 
 use std::fmt::Write;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicI64;
-use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,6 +15,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::backlog::BatcherCollector;
 use super::metric_names::{self as names, Name};
 use super::process::ProcessCollector;
 
@@ -48,8 +48,8 @@ struct Stage {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Reason {
-    reason: &'static str,
+pub(super) struct Reason {
+    pub(super) reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -83,15 +83,6 @@ pub struct ModelLabels {
     pub dtype: String,
     /// Device.
     pub device: String,
-}
-
-/// What waits for a forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueDepth {
-    /// How many inputs.
-    pub sequences: usize,
-    /// Their tokens, which is their cost.
-    pub tokens: usize,
 }
 
 /// Tokens of what was answered.
@@ -156,7 +147,7 @@ impl Metrics {
         let build = add(&mut r, names::BUILD_INFO, Family::<Build, Gauge>::default());
         let version = env!("CARGO_PKG_VERSION");
         build.get_or_create(&Build { version }).set(1);
-        r.register_collector(Box::new(QueueCollector));
+        r.register_collector(Box::new(BatcherCollector));
         r.register_collector(Box::new(ProcessCollector));
         Metrics {
             requests: add(&mut r, names::REQUESTS, Family::default()),
@@ -301,27 +292,21 @@ impl Drop for GaugeGuard {
     }
 }
 
-type QueueSource = Box<dyn Fn() -> QueueDepth + Send + Sync>;
-
-static QUEUE: OnceLock<QueueSource> = OnceLock::new();
-
-/// Names who knows what waits; asked at each scrape, so that no request pays for it. The first source stays.
-pub fn watch_queue(source: impl Fn() -> QueueDepth + Send + Sync + 'static) {
-    let _ = QUEUE.set(Box::new(source));
-}
-
-#[derive(Debug)]
-struct QueueCollector;
-
-impl Collector for QueueCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let Some(source) = QUEUE.get() else {
-            return Ok(());
-        };
-        let depth = source();
-        gauge(&mut encoder, names::QUEUE_SEQUENCES, depth.sequences as u64)?;
-        gauge(&mut encoder, names::QUEUE_TOKENS, depth.tokens as u64)
+/// Writes a metric of several labels that is read at the time of the scrape.
+pub(super) fn by_label<L: EncodeLabelSet, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): Name,
+    metrics: impl Iterator<Item = (L, M)>,
+) -> std::fmt::Result {
+    let mut metrics = metrics.peekable();
+    let Some((_, first)) = metrics.peek() else {
+        return Ok(());
+    };
+    let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
+    for (labels, metric) in metrics {
+        metric.encode(family.encode_family(&labels)?)?;
     }
+    Ok(())
 }
 
 /// Writes a gauge that is read at the time of the scrape.

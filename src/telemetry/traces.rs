@@ -32,11 +32,15 @@ const LAST_EXPORT: Duration = Duration::from_secs(5);
 
 /// Exports what is left when it goes.
 #[derive(Debug)]
-pub(super) struct Exporter(SdkTracerProvider);
+pub(super) struct Exporter {
+    provider: SdkTracerProvider,
+    /// Time that may take.
+    pub(super) last_export: Duration,
+}
 
 impl Drop for Exporter {
     fn drop(&mut self) {
-        if let Err(error) = self.0.shutdown_with_timeout(LAST_EXPORT) {
+        if let Err(error) = self.provider.shutdown_with_timeout(self.last_export) {
             tracing::warn!(%error, "the last spans did not reach the collector");
         }
     }
@@ -86,7 +90,11 @@ pub(super) fn layer(url: &Url) -> Result<(BoxedLayer, Exporter), TelemetryError>
         .with_location(false)
         .with_threads(false)
         .with_filter(ours);
-    Ok((Box::new(layer), Exporter(provider)))
+    let exporter = Exporter {
+        provider,
+        last_export: LAST_EXPORT,
+    };
+    Ok((Box::new(layer), exporter))
 }
 
 /// The caller's span.

@@ -56,8 +56,15 @@ async fn metrics_say_what_was_asked_and_what_it_cost() {
             "manifold_tokens_total{modality=\"text\"}",
             2.0 * tokens.as_f64().unwrap(),
         ),
-        ("manifold_queue_sequences", 0.0),
-        ("manifold_queue_tokens", 0.0),
+        ("manifold_queue_sequences{lane=\"interactive\"}", 0.0),
+        ("manifold_queue_tokens{lane=\"bulk\"}", 0.0),
+        ("manifold_queue_refusals_total{reason=\"full\"}", 0.0),
+        (
+            "manifold_batch_failures_total{reason=\"out_of_memory\"}",
+            0.0,
+        ),
+        ("manifold_batch_max_tokens", 16_384.0),
+        ("manifold_pixel_bytes", 0.0),
         // This request itself.
         ("manifold_requests_in_flight", 1.0),
     ] {

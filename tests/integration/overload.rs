@@ -1,5 +1,6 @@
 //! More than the server can do: lanes, refusals, deadlines, equal inputs.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -46,6 +47,46 @@ fn flood(server: &Server, key: &'static str, count: usize) -> Vec<Sent> {
         })
     };
     (0..count).map(one).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_wait_for_their_ends_hold_no_more_memory_than_there_is() {
+    let limits = [
+        "--max-body-bytes",
+        "1500",
+        "--limits-max-held-bytes",
+        "2000",
+    ];
+    let server = Server::start(&limits, &[]);
+    let address = server.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1400\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&[b' '; 1000]).unwrap();
+    let body = json!({ "input": "x ".repeat(550) });
+    // The bytes of the first take a moment to be read.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let refused = loop {
+        let answer = post(&server, &[], &body).await;
+        if answer.status != 200 || Instant::now() > deadline {
+            break answer;
+        }
+    };
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.json()["error"]["code"], "queue_full");
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("2000 bytes"), "{message}");
+    assert!(!refused.header("retry-after").is_empty());
+    // What has room is served meanwhile, and all of it is free when the client leaves.
+    assert_eq!(
+        post(&server, &[], &json!({ "input": "x" })).await.status,
+        200
+    );
+    drop(stream);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while post(&server, &[], &body).await.status != 200 {
+        assert!(Instant::now() < deadline, "the memory is not given back");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
