@@ -25,6 +25,8 @@ pub use pair::{DocumentLimit, PairHead, Query, pair_template};
 
 use std::sync::Arc;
 
+pub(crate) use patches::{FRAMES, MERGE, PATCH};
+pub(crate) use resize::RESAMPLE;
 use resize::pillow_bicubic;
 pub(crate) use smart_resize::{FILE_TOTAL_PIXELS, LIST_TOTAL_PIXELS};
 use smart_resize::{IMAGE_FACTOR, smart_resize};
