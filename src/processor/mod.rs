@@ -337,6 +337,18 @@ impl Processor {
     ) -> Result<Prepared, ProcessorError> {
         self.template.prepare(prompt, limit)
     }
+
+    /// The same, where the input's own text has a limit too.
+    ///
+    /// # Errors
+    /// As [`Processor::prepare`].
+    pub fn prepare_document(
+        &self,
+        prompt: &Prompt,
+        limit: DocumentLimit,
+    ) -> Result<Prepared, ProcessorError> {
+        self.template.prepare_document(prompt, limit)
+    }
 }
 
 /// When each frame is shown, in seconds.
