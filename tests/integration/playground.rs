@@ -67,6 +67,38 @@ fn stores_as_the_server_does(shell: &str, folder: &Path, stores: &Value) {
     }
 }
 
+/// Runs what the page tells people to run, beside the files it names, and holds what it showed against the answers.
+fn the_calls_it_shows_work(seen: &Value, files: [&Path; 2]) {
+    // The calls it shows work, and the matrix at the dimensions that are set is that of the vectors it gives.
+    let folder = tempfile::tempdir().unwrap();
+    for file in files {
+        std::fs::copy(file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let shell = seen["curl"].as_str().unwrap();
+    let mut curl = Command::new("bash");
+    curl.args(["-c", shell]).current_dir(folder.path());
+    let answer: Value = serde_json::from_str(&run(&mut curl)).unwrap();
+    let vectors: Vec<Vec<f64>> = (0..4)
+        .map(|i| serde_json::from_value(answer["data"][i]["embedding"].clone()).unwrap())
+        .collect();
+    assert_eq!(vectors[0].len(), 64);
+    let matrix = numbers(&seen["short"]);
+    assert_eq!(matrix.len(), 4);
+    for (i, row) in matrix.iter().enumerate() {
+        for (j, &shown) in row.iter().enumerate() {
+            let own = cosine(&vectors[i], &vectors[j]);
+            assert!((own - shown).abs() <= 0.0006, "{i}, {j}: {shown}, {own}");
+        }
+    }
+    if let Some(python) = python_with("openai") {
+        let script = seen["python"].as_str().unwrap();
+        let mut python = Command::new(python);
+        python.args(["-c", script]).current_dir(folder.path());
+        assert_eq!(run(&mut python).trim(), "[64, 64, 64, 64]");
+    }
+    stores_as_the_server_does(shell, folder.path(), &seen["stores"]);
+}
+
 #[test]
 fn the_playground_compares_what_is_dropped_and_typed_and_has_no_barrier() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
@@ -124,32 +156,5 @@ fn the_playground_compares_what_is_dropped_and_typed_and_has_no_barrier() {
         "{}",
         explained[0]
     );
-
-    // The calls it shows work, and the matrix at the dimensions that are set is that of the vectors it gives.
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(&picture, folder.path().join("photo_cat.png")).unwrap();
-    std::fs::copy(&clip, folder.path().join("clip_160x120.mp4")).unwrap();
-    let shell = seen["light"]["curl"].as_str().unwrap();
-    let mut curl = Command::new("bash");
-    curl.args(["-c", shell]).current_dir(folder.path());
-    let answer: Value = serde_json::from_str(&run(&mut curl)).unwrap();
-    let vectors: Vec<Vec<f64>> = (0..4)
-        .map(|i| serde_json::from_value(answer["data"][i]["embedding"].clone()).unwrap())
-        .collect();
-    assert_eq!(vectors[0].len(), 64);
-    let matrix = numbers(&seen["light"]["short"]);
-    assert_eq!(matrix.len(), 4);
-    for (i, row) in matrix.iter().enumerate() {
-        for (j, &shown) in row.iter().enumerate() {
-            let own = cosine(&vectors[i], &vectors[j]);
-            assert!((own - shown).abs() <= 0.0006, "{i}, {j}: {shown}, {own}");
-        }
-    }
-    if let Some(python) = python_with("openai") {
-        let script = seen["light"]["python"].as_str().unwrap();
-        let mut python = Command::new(python);
-        python.args(["-c", script]).current_dir(folder.path());
-        assert_eq!(run(&mut python).trim(), "[64, 64, 64, 64]");
-    }
-    stores_as_the_server_does(shell, folder.path(), &seen["light"]["stores"]);
+    the_calls_it_shows_work(&seen["light"], [&picture, &clip]);
 }
