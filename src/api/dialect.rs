@@ -5,20 +5,18 @@
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, header};
+use axum::http::header;
 use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::{cohere, dashscope, tei, voyage};
+use super::{cohere, dashscope, rerank, tei, voyage};
 
-/// The body of an error on a route; the answer's headers say which request it was.
-fn body(path: &str, error: &ApiError, headers: &HeaderMap) -> Option<Value> {
-    let id = headers.get("x-request-id");
-    let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+/// The body of an error of request `id` on a route, where it is another than OpenAI's.
+pub(super) fn body(path: &str, error: &ApiError, id: &str) -> Option<Value> {
     match path {
-        cohere::PATH => Some(cohere::error_body(error, id)),
+        cohere::PATH | rerank::COHERE_PATH => Some(cohere::error_body(error, id)),
         voyage::PATH => Some(voyage::error_body(error)),
         dashscope::PATH => Some(dashscope::error_body(error, id)),
         tei::PATH => Some(tei::error_body(error)),
@@ -33,7 +31,10 @@ pub(super) async fn speak(request: Request, next: Next) -> Response {
     let Some(error) = response.extensions_mut().remove::<ApiError>() else {
         return response;
     };
-    let body = path.and_then(|path| body(path.as_str(), &error, response.headers()));
+    // The answer's headers say which request it was.
+    let id = response.headers().get("x-request-id");
+    let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let body = path.and_then(|path| body(path.as_str(), &error, id));
     let Some(body) = body else {
         return response;
     };

@@ -236,18 +236,23 @@ fn with_refused<T>(
 }
 
 fn envelope(options: &Options, request_id: String, served: &Served) -> Envelope {
-    let own = options.request_id.as_deref().filter(|id| {
-        !id.is_empty() && id.len() <= MOST_ID_BYTES && id.bytes().all(|b| b.is_ascii_graphic())
-    });
     let model = options.model.clone();
     Envelope {
-        id: own.map_or_else(|| record::new_id("embd"), |id| format!("embd-{id}")),
+        id: answer_id("embd", options.request_id.as_deref()),
         request_id,
         created: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
         model: model.unwrap_or_else(|| served.names[0].clone()),
     }
+}
+
+/// The id of an answer: a new one unless the client's own can be part of it.
+pub(super) fn answer_id(prefix: &str, own: Option<&str>) -> String {
+    let own = own.filter(|id| {
+        !id.is_empty() && id.len() <= MOST_ID_BYTES && id.bytes().all(|b| b.is_ascii_graphic())
+    });
+    own.map_or_else(|| record::new_id(prefix), |id| format!("{prefix}-{id}"))
 }
 
 pub(super) fn too_late(allowed: Duration) -> ApiError {

@@ -193,6 +193,7 @@ impl<'a> Parser<'a> {
             parts,
             raw: self.defaults.raw,
             limit: self.defaults.limit,
+            max_text_tokens: None,
         }
     }
 

@@ -261,7 +261,7 @@ fn guarded_routes() -> Vec<(&'static str, Method, MethodRouter<ApiState>)> {
         (tei::PATH, post_.clone(), post(family::create::<tei::Tei>)),
         ("/v1/rerank", post_.clone(), post(rerank::create)),
         ("/rerank", post_.clone(), post(rerank::create)),
-        ("/v2/rerank", post_.clone(), post(rerank::create_v2)),
+        (rerank::COHERE_PATH, post_.clone(), post(rerank::create_v2)),
         ("/v1/score", post_.clone(), post(scores::create)),
         ("/score", post_, post(scores::create)),
         ("/info", get_.clone(), get(info::info)),

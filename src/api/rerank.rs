@@ -15,6 +15,8 @@ use super::scoring::{self, Asked, Ranked, Reading, Schema};
 use super::tei;
 use crate::service::{InputPart, PartContent, RankItem};
 
+/// The one of the routes that only Cohere's clients ask.
+pub(super) const COHERE_PATH: &str = "/v2/rerank";
 /// The routes' own fields.
 pub(super) const FIELDS: &[&str] = &[
     "query",
@@ -166,6 +168,9 @@ fn write(ranked: Ranked<Shown>) -> Value {
             if let Some(document) = shown(&i) {
                 result["text"] = document["text"].clone();
             }
+            if scored.truncated {
+                result["truncated"] = true.into();
+            }
             result
         };
         return order.into_iter().map(result).collect();
@@ -182,13 +187,14 @@ fn write(ranked: Ranked<Shown>) -> Value {
         result
     };
     let results: Vec<Value> = order.into_iter().map(result).collect();
-    json!({
-        "id": scoring::new_id("rerank"),
+    let answer = json!({
+        "id": ranked.id("rerank"),
         "model": ranked.model,
         "results": results,
         "scored_by": ranked.scored_by,
         "usage": ranked.usage(),
         // Cohere's clients read these.
         "meta": { "api_version": { "version": "2" }, "billed_units": { "search_units": 1 } },
-    })
+    });
+    ranked.with_user(answer)
 }

@@ -11,7 +11,7 @@ use super::ApiState;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::scoring::{self, Asked, Ranked, Reading, Schema};
-use crate::service::RankItem;
+use crate::service::{RankItem, Scored};
 
 /// Spellings of the two sides.
 pub(super) const SIDES: [[&str; 2]; 4] = [
@@ -114,15 +114,22 @@ fn read(body: Fields<'_>, reading: Reading<'_>) -> Result<Asked<()>, ApiError> {
 }
 
 fn write(ranked: Ranked<()>) -> Value {
-    let score = |(index, scored): (usize, &crate::service::Scored)| json!({ "index": index, "object": "score", "score": scored.score });
+    let score = |(index, scored): (usize, &Scored)| {
+        let mut entry = json!({ "index": index, "object": "score", "score": scored.score });
+        if scored.truncated {
+            entry["truncated"] = true.into();
+        }
+        entry
+    };
     let data: Vec<Value> = ranked.scores.iter().enumerate().map(score).collect();
-    json!({
-        "id": scoring::new_id("score"),
+    let answer = json!({
+        "id": ranked.id("score"),
         "object": "list",
         "created": scoring::now(),
         "model": ranked.model,
         "data": data,
         "scored_by": ranked.scored_by,
         "usage": ranked.usage(),
-    })
+    });
+    ranked.with_user(answer)
 }

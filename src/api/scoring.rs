@@ -18,8 +18,8 @@ use super::intake::{allowed_time, content_kind};
 use super::loaded::Ranker;
 use super::options::{PIXEL_FIELDS, limit, pixel_options, priority};
 use super::part::{self, Context};
-use super::record::{self, Tokens};
-use super::{ApiSettings, ApiState, grammar, instruction, tei};
+use super::record::Tokens;
+use super::{ApiSettings, ApiState, family, grammar, instruction, tei};
 use crate::batcher::BatcherError;
 use crate::processor::{DocumentLimit, PixelOptions, TokenCounts, Truncation};
 use crate::service::{Cause, RankItem, RankRequest, RankResponse, Scored};
@@ -74,10 +74,31 @@ pub(super) struct Ranked<T> {
     pub(super) model: String,
     /// `reranker` or `cosine`.
     pub(super) scored_by: &'static str,
+    pub(super) echo: Echo,
     pub(super) own: T,
 }
 
+/// What a client says to find in the answer.
+#[derive(Default)]
+pub(super) struct Echo {
+    pub(super) user: Option<String>,
+    pub(super) request_id: Option<String>,
+}
+
 impl<T> Ranked<T> {
+    /// The answer's id: the client's own where it can be one.
+    pub(super) fn id(&self, prefix: &str) -> String {
+        family::answer_id(prefix, self.echo.request_id.as_deref())
+    }
+
+    /// Repeats what the client said of itself.
+    pub(super) fn with_user(&self, mut answer: Value) -> Value {
+        if let Some(user) = &self.echo.user {
+            answer["user"] = user.as_str().into();
+        }
+        answer
+    }
+
     /// `usage` of the OpenAI API.
     pub(super) fn usage(&self) -> Value {
         let (sum, cached) = total(&self.scores);
@@ -105,6 +126,7 @@ struct Taken<T> {
     request: RankRequest,
     model: Option<String>,
     ignored: Vec<String>,
+    echo: Echo,
     own: T,
 }
 
@@ -161,6 +183,7 @@ pub(super) async fn answer<T: Send + 'static>(
         scores: answer.scores,
         model: taken.model.unwrap_or_else(|| ranker.name().to_owned()),
         scored_by,
+        echo: taken.echo,
         own: taken.own,
     };
     let (write, much) = (schema.write, large || ranked.scores.len() > FEW_SCORES);
@@ -205,8 +228,10 @@ fn parse<T>(
     let ignored = map.keys().filter(|name| !is_known(name)).cloned();
     let instruction = instruction::parse(body, settings)?;
     let priority = priority(body)?;
-    body.string(&["user"])?;
-    body.string(&["request_id"])?;
+    let echo = Echo {
+        user: body.string(&["user"])?.map(str::to_owned),
+        request_id: body.string(&["request_id"])?.map(str::to_owned),
+    };
     let mut pixels = settings.pixels;
     if let Some((at, kwargs)) = body.get("mm_processor_kwargs") {
         let kwargs = object(&at, kwargs)?;
@@ -240,6 +265,7 @@ fn parse<T>(
         request,
         model: body.string(&["model"])?.map(str::to_owned),
         ignored: ignored.collect(),
+        echo,
         own: asked.own,
     })
 }
@@ -358,11 +384,6 @@ fn count(answer: &RankResponse) -> Tokens {
     metrics.cache("prefix", hits, all - hits);
     stages_took(answer.timings);
     Tokens(sum.total())
-}
-
-/// An id of an answer.
-pub(super) fn new_id(prefix: &str) -> String {
-    record::new_id(prefix)
 }
 
 #[cfg(test)]

@@ -32,6 +32,14 @@ impl GridThw {
 /// A digest of a [`Patches`]: equal for equal pixels on equal grids.
 pub type MediaKey = [u8; 32];
 
+/// What pixels from 0 to 1 are normalised by: `image_mean` and `image_std` of all three channels.
+///
+/// # Source
+/// `preprocessor_config.json` of the published checkpoints.
+pub(crate) const PIXEL_MEAN: f32 = 0.5;
+/// See [`PIXEL_MEAN`].
+pub(crate) const PIXEL_STD: f32 = 0.5;
+
 /// The pixels of one image or video, cut into patches, not yet normalised.
 ///
 /// # Shapes

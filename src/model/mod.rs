@@ -31,6 +31,7 @@ pub use config::{ModelConfig, TextConfig, VisionConfig};
 pub use encoder::Qwen3VlEncoder;
 pub use error::ModelError;
 pub use input::{GridThw, MediaKey, PackedBatch, Patches, Sequence, Task, Tenant};
+pub(crate) use input::{PIXEL_MEAN, PIXEL_STD};
 pub use prefix::{Beginning, Kept, Past, Prefix, Reuse};
 pub use score_head::{AnswerIds, ScoreHead};
 pub use vision::VisionFeatures;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Result;
 
 use super::config::{MERGED_PATCHES, PATCH_VALUES, VisionConfig};
-use super::input::{GridThw, Patches};
+use super::input::{GridThw, PIXEL_MEAN, PIXEL_STD, Patches};
 use super::parameters::Parameters;
 use super::rope::{merge_block_order, vision_rope};
 use super::{ModelError, Trace};
@@ -304,9 +304,9 @@ fn pixel_values(media: &[&Patches], kernels: &Kernels) -> Result<Activations> {
     kernels.bytes(&parts, PATCH_VALUES, normalize_pixel)
 }
 
-/// Mean and standard deviation 0.5, the rescaling by 1/255 fused, in f32.
+/// Less the mean, by the standard deviation, the rescaling by 1/255 fused, in f32.
 pub(crate) fn normalize_pixel(pixel: u8) -> f32 {
-    (f32::from(pixel) - 127.5) / 127.5
+    (f32::from(pixel) - 255.0 * PIXEL_MEAN) / (255.0 * PIXEL_STD)
 }
 
 /// `[frames + 1]`: where each frame pair begins.

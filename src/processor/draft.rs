@@ -92,6 +92,23 @@ impl Draft {
         }
     }
 
+    /// Cuts the end of the user's text where it has more than `most` tokens, whatever stands around it. Whether anything was cut.
+    ///
+    /// # Errors
+    /// None: what is too much may be cut.
+    pub(super) fn truncate_document(
+        &mut self,
+        most: Option<usize>,
+    ) -> Result<bool, ProcessorError> {
+        let own = self.cuttable.iter().filter(|&&cuttable| cuttable).count();
+        let excess = most.map_or(0, |most| own.saturating_sub(most));
+        let limit = ContextLimit {
+            max_tokens: self.ids.len() - excess,
+            truncation: Truncation::End,
+        };
+        self.truncate(0, limit)
+    }
+
     /// Appends text of the user's.
     pub(super) fn write(&mut self, text: &str) {
         let start = self.text.len();

@@ -25,6 +25,8 @@ pub use pair::{DocumentLimit, PairHead, Query, pair_template};
 
 use std::sync::Arc;
 
+pub(crate) use patches::{FRAMES, MERGE, PATCH};
+pub(crate) use resize::RESAMPLE;
 use resize::pillow_bicubic;
 pub(crate) use smart_resize::{FILE_TOTAL_PIXELS, LIST_TOTAL_PIXELS};
 use smart_resize::{IMAGE_FACTOR, smart_resize};
@@ -334,6 +336,18 @@ impl Processor {
         limit: ContextLimit,
     ) -> Result<Prepared, ProcessorError> {
         self.template.prepare(prompt, limit)
+    }
+
+    /// The same, where the input's own text has a limit too.
+    ///
+    /// # Errors
+    /// As [`Processor::prepare`].
+    pub fn prepare_document(
+        &self,
+        prompt: &Prompt,
+        limit: DocumentLimit,
+    ) -> Result<Prepared, ProcessorError> {
+        self.template.prepare_document(prompt, limit)
     }
 }
 

@@ -85,6 +85,20 @@ pub struct DocumentLimit {
     pub max_document_tokens: Option<usize>,
 }
 
+impl DocumentLimit {
+    /// How texts are taken in: cut as the document is where that has a limit of its own, which it may meet although they, before they
+    /// are cut, are too long for the whole prompt.
+    pub(super) fn cutting(self) -> ContextLimit {
+        match self.max_document_tokens {
+            Some(max_tokens) => ContextLimit {
+                max_tokens,
+                truncation: Truncation::End,
+            },
+            None => self.context,
+        }
+    }
+}
+
 impl Processor {
     /// The ids of "yes" and "no".
     ///
@@ -168,32 +182,16 @@ impl Template {
     ) -> Result<Prepared, ProcessorError> {
         let mut draft = head.draft.clone();
         let ids = self.tokenizer.ids();
-        let cutting = match limit.max_document_tokens {
-            Some(max_tokens) => ContextLimit {
-                max_tokens: max_tokens.min(limit.context.max_tokens),
-                truncation: Truncation::End,
-            },
-            None => limit.context,
-        };
+        let cutting = limit.cutting();
         draft.text.push_str(DOCUMENT);
         self.pair_side(&mut draft, document, cutting)?;
-        self.special(&mut draft, ids.im_end, limit.context)?;
+        self.special(&mut draft, ids.im_end, cutting)?;
         draft.text.push('\n');
-        self.special(&mut draft, ids.im_start, limit.context)?;
+        self.special(&mut draft, ids.im_start, cutting)?;
         draft.text.push_str("assistant\n");
-        self.flush(&mut draft, limit.context)?;
+        self.flush(&mut draft, cutting)?;
         let mut truncated = draft.clipped;
-        if let Some(most) = limit.max_document_tokens {
-            let of_document = draft.cuttable.iter().filter(|&&cuttable| cuttable).count();
-            let excess = of_document.saturating_sub(most);
-            truncated |= draft.truncate(
-                0,
-                ContextLimit {
-                    max_tokens: draft.ids.len() - excess,
-                    truncation: Truncation::End,
-                },
-            )?;
-        }
+        truncated |= draft.truncate_document(limit.max_document_tokens)?;
         truncated |= draft.truncate(0, limit.context)?;
         let prefix = Self::prefix_tokens(&draft, &head.opening);
         let mut media = head.media.clone();

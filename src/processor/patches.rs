@@ -11,9 +11,11 @@ use crate::media::RgbImage;
 use crate::model::{GridThw, Patches};
 
 /// Side of a patch in pixels.
-const PATCH: usize = 16;
+pub(crate) const PATCH: usize = 16;
 /// Frames of a patch.
-const FRAMES: usize = 2;
+pub(crate) const FRAMES: usize = 2;
+/// Patches along each side of a merged one.
+pub(crate) const MERGE: usize = IMAGE_FACTOR as usize / PATCH;
 /// Bytes of a patch.
 const PATCH_BYTES: usize = 3 * FRAMES * PATCH * PATCH;
 /// The factor of a listed frame's first resize: the reference takes the patch size for 32 there.
@@ -86,8 +88,8 @@ pub(super) fn cut(frames: &[&RgbImage]) -> Patches {
         h: height / PATCH as u32,
         w: width / PATCH as u32,
     };
-    let block_bytes = 4 * PATCH_BYTES;
-    let (rows, columns) = (grid.h as usize / 2, grid.w as usize / 2);
+    let block_bytes = MERGE * MERGE * PATCH_BYTES;
+    let (rows, columns) = (grid.h as usize / MERGE, grid.w as usize / MERGE);
     let mut pixels = vec![0_u8; grid.patches() * PATCH_BYTES];
     pixels
         .par_chunks_exact_mut(block_bytes)
@@ -96,7 +98,10 @@ pub(super) fn cut(frames: &[&RgbImage]) -> Patches {
             let pair = &frames[block / (rows * columns) * FRAMES..][..FRAMES];
             let (row, column) = (block / columns % rows, block % columns);
             for (i, patch) in out.chunks_exact_mut(PATCH_BYTES).enumerate() {
-                let (top, left) = ((2 * row + i / 2) * PATCH, (2 * column + i % 2) * PATCH);
+                let (top, left) = (
+                    (MERGE * row + i / MERGE) * PATCH,
+                    (MERGE * column + i % MERGE) * PATCH,
+                );
                 copy_patch(pair, (top, left), patch);
             }
         });

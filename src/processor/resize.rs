@@ -21,6 +21,9 @@ struct Window {
     weights: Vec<f64>,
 }
 
+/// What [`pillow_bicubic`] computes, and so what pictures are resized by.
+pub(crate) const RESAMPLE: &str = "bicubic (Pillow 12)";
+
 /// The cubic kernel with a = -0.5.
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;

@@ -13,8 +13,8 @@ use super::overflow::{Side, end_of};
 use super::positions::Positions;
 use super::text_tokenizer::TextTokenizer;
 use super::{
-    ContextLimit, Prepared, ProcessorError, Prompt, PromptPart, Truncation, VideoPatches,
-    VisionTokenIds,
+    ContextLimit, DocumentLimit, Prepared, ProcessorError, Prompt, PromptPart, Truncation,
+    VideoPatches, VisionTokenIds,
 };
 use crate::model::{GridThw, Patches, Sequence, Task};
 
@@ -58,6 +58,19 @@ impl Template {
         prompt: &Prompt,
         limit: ContextLimit,
     ) -> Result<Prepared, ProcessorError> {
+        let limit = DocumentLimit {
+            context: limit,
+            max_document_tokens: None,
+        };
+        self.prepare_document(prompt, limit)
+    }
+
+    pub(super) fn prepare_document(
+        &self,
+        prompt: &Prompt,
+        whole: DocumentLimit,
+    ) -> Result<Prepared, ProcessorError> {
+        let limit = whole.cutting();
         let mut draft = Draft::default();
         let ids = self.tokenizer.ids();
         if !prompt.raw {
@@ -88,7 +101,9 @@ impl Template {
         }
         self.flush(&mut draft, limit)?;
         let added = self.tokenizer.added_tokens();
-        let truncated = draft.truncate(added, limit)? || draft.clipped;
+        let mut truncated = draft.clipped;
+        truncated |= draft.truncate_document(whole.max_document_tokens)?;
+        truncated |= draft.truncate(added, whole.context)?;
         self.finish(prompt, draft, truncated)
     }
 

@@ -41,6 +41,8 @@ pub struct EmbedInput {
     pub raw: bool,
     /// How long it may be.
     pub limit: ContextLimit,
+    /// Most tokens of its own text; what is beyond is cut at its end.
+    pub max_text_tokens: Option<usize>,
 }
 
 /// One part of an input and where it stands in the request.

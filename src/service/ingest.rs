@@ -13,7 +13,9 @@ use super::{Cause, EmbedInput, InputPart, PartContent, ServiceError};
 use crate::batcher::{BatcherError, Held};
 use crate::media::video::VideoFile;
 use crate::media::{self, MediaError, MediaSettings, RgbImage};
-use crate::processor::{PixelOptions, Prepared, Processor, ProcessorError, Prompt, PromptPart};
+use crate::processor::{
+    DocumentLimit, PixelOptions, Prepared, Processor, ProcessorError, Prompt, PromptPart,
+};
 
 /// Texts up to this many bytes together, instructions included, are prepared where they are: two changes of threads would take longer.
 /// A tokenizer reads a megabyte a second at the very least, so this is a millisecond at most.
@@ -93,7 +95,7 @@ pub(super) fn prepare(
     let (prompt, _) = prompt(means, &input, parts)?;
     means
         .processor
-        .prepare(&prompt, input.limit)
+        .prepare_document(&prompt, limit_of(&input))
         .map_err(|error| ServiceError::unprepared(input.at, error))
 }
 
@@ -110,10 +112,17 @@ pub(super) fn explain(
     let failed = |error| ServiceError::unprepared(input.at.clone(), error);
     let prepared = means
         .processor
-        .prepare(&prompt, input.limit)
+        .prepare_document(&prompt, limit_of(&input))
         .map_err(failed)?;
     let rendered = means.processor.render(&prompt).map_err(failed)?;
     Ok(Explained::new(&input, rendered, &prepared, facts))
+}
+
+fn limit_of(input: &EmbedInput) -> DocumentLimit {
+    DocumentLimit {
+        context: input.limit,
+        max_document_tokens: input.max_text_tokens,
+    }
 }
 
 /// An input as the template sees it, and what became of each of its parts.
@@ -259,6 +268,7 @@ mod tests {
                 max_tokens: 100,
                 truncation: Truncation::None,
             },
+            max_text_tokens: None,
         }
     }
 

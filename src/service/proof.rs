@@ -5,7 +5,10 @@
 use sha2::{Digest, Sha256};
 
 use crate::engine::{EngineInfo, Fingerprint, hexadecimal};
-use crate::processor::{FILE_TOTAL_PIXELS, LIST_TOTAL_PIXELS, PixelOptions};
+use crate::model::{PIXEL_MEAN, PIXEL_STD};
+use crate::processor::{
+    FILE_TOTAL_PIXELS, FRAMES, LIST_TOTAL_PIXELS, MERGE, PATCH, PixelOptions, RESAMPLE,
+};
 
 /// What a model is and how it is computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,22 @@ pub struct Proof {
 }
 
 impl Proof {
+    /// Names of the constants of preprocessing, in the order they are told in.
+    pub const PREPROCESSING: [&str; 12] = [
+        "min_pixels",
+        "max_pixels",
+        "fps",
+        "max_frames",
+        "file_total_pixels",
+        "list_total_pixels",
+        "patch_size",
+        "temporal_patch_size",
+        "merge_size",
+        "image_mean",
+        "image_std",
+        "resample",
+    ];
+
     /// Gathers it.
     pub fn new(
         fingerprint: Fingerprint,
@@ -30,21 +49,7 @@ impl Proof {
         pixels: &PixelOptions,
         info: &EngineInfo,
     ) -> Self {
-        let total = |own: u64| pixels.total_pixels.unwrap_or(own).to_string();
-        let preprocessing = vec![
-            ("min_pixels", pixels.min_pixels.to_string()),
-            ("max_pixels", pixels.max_pixels.to_string()),
-            ("fps", pixels.fps.to_string()),
-            ("max_frames", pixels.max_frames.to_string()),
-            ("file_total_pixels", total(FILE_TOTAL_PIXELS)),
-            ("list_total_pixels", total(LIST_TOTAL_PIXELS)),
-            ("patch_size", "16".to_owned()),
-            ("temporal_patch_size", "2".to_owned()),
-            ("merge_size", "2".to_owned()),
-            ("image_mean", "0.5".to_owned()),
-            ("image_std", "0.5".to_owned()),
-            ("resample", "bicubic (Pillow 12)".to_owned()),
-        ];
+        let preprocessing = preprocessing(pixels);
         let numeric_mode = format!("{} on {}, {}", info.dtype, info.device, info.kernels);
         let mut hash = Sha256::new();
         let mut add = |text: &str| {
@@ -74,6 +79,26 @@ impl Proof {
     }
 }
 
+/// The constants, from where pixels are prepared by them.
+fn preprocessing(pixels: &PixelOptions) -> Vec<(&'static str, String)> {
+    let total = |own: u64| pixels.total_pixels.unwrap_or(own).to_string();
+    let values = [
+        pixels.min_pixels.to_string(),
+        pixels.max_pixels.to_string(),
+        pixels.fps.to_string(),
+        pixels.max_frames.to_string(),
+        total(FILE_TOTAL_PIXELS),
+        total(LIST_TOTAL_PIXELS),
+        PATCH.to_string(),
+        FRAMES.to_string(),
+        MERGE.to_string(),
+        PIXEL_MEAN.to_string(),
+        PIXEL_STD.to_string(),
+        RESAMPLE.to_owned(),
+    ];
+    Proof::PREPROCESSING.into_iter().zip(values).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +121,30 @@ mod tests {
             weights: weights.to_owned(),
             tokenizer: "t".to_owned(),
             config: "c".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_constants_are_those_the_checkpoint_says_its_pixels_are_prepared_by() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/parity/model/preprocessor_config.json"
+        );
+        let text = std::fs::read_to_string(path).expect("the fixture");
+        let says: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let told = preprocessing(&PixelOptions::default());
+        let told = |name: &str| {
+            let mut all = told.iter();
+            all.find(|(known, _)| *known == name)
+                .map(|(_, value)| value.as_str())
+        };
+        for name in ["patch_size", "temporal_patch_size", "merge_size"] {
+            assert_eq!(told(name), Some(says[name].to_string().as_str()), "{name}");
+        }
+        for name in ["image_mean", "image_std"] {
+            for channel in says[name].as_array().expect("channels") {
+                assert_eq!(told(name), Some(channel.to_string().as_str()), "{name}");
+            }
         }
     }
 

@@ -274,34 +274,33 @@ impl Embedder {
         request: RankRequest,
         documents: Option<String>,
     ) -> Result<RankResponse, ServiceError> {
-        let input = |instruction: Option<String>, limit: ContextLimit| {
+        let input = |instruction: Option<String>, limit: DocumentLimit| {
             move |item: RankItem| EmbedInput {
                 at: item.at,
                 instruction: instruction.clone(),
                 parts: item.parts,
                 raw: false,
-                limit,
+                limit: limit.context,
+                max_text_tokens: limit.max_document_tokens,
             }
         };
         let count = request.queries.len();
-        let context = request.limit.context;
         // As with a reranker, only documents are ever cut.
-        let whole = ContextLimit {
-            truncation: Truncation::None,
-            ..context
-        };
-        let cut = match request.limit.max_document_tokens {
-            Some(most) => ContextLimit {
-                max_tokens: most.min(context.max_tokens),
-                truncation: Truncation::End,
+        let whole = DocumentLimit {
+            context: ContextLimit {
+                truncation: Truncation::None,
+                ..request.limit.context
             },
-            None => context,
+            max_document_tokens: None,
         };
         let queries = request
             .queries
             .into_iter()
             .map(input(request.instruction, whole));
-        let documents = request.documents.into_iter().map(input(documents, cut));
+        let documents = request
+            .documents
+            .into_iter()
+            .map(input(documents, request.limit));
         let embedding = EmbedRequest {
             inputs: queries.chain(documents).collect(),
             dimensions: None,

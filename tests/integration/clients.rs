@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::peers::picture;
+use crate::peers::{self, picture};
 use crate::sdks::{as_f32, run};
 use crate::server::{Server, fixture};
 
@@ -49,8 +49,20 @@ async fn native(server: &Server) -> Value {
         "short": ask(json!({ "input": "hello", "dimensions": 64 })).await,
         "picture": ask(json!({ "input": [{ "image": picture }] })).await,
         "fused": ask(json!({ "input": { "content": fused } })).await,
+        "ranks": ranks(server).await,
         "vllm": ask(json!({ "input": { "content": fused } })).await,
     })
+}
+
+/// Place and score of each of two documents, the best first.
+async fn ranks(server: &Server) -> Value {
+    let body =
+        json!({ "model": "judge", "query": "hello", "documents": ["a longer text", "hello"] });
+    let answer = peers::post(server, "/v1/rerank", &body).await.json();
+    assert_eq!(answer["scored_by"], "reranker");
+    let results = answer["results"].as_array().unwrap().iter();
+    let results = results.map(|one| json!([one["index"], one["relevance_score"]]));
+    results.collect()
 }
 
 /// Runs a client's cases, as many as it must have; `says` is in the words of its refusal.
@@ -58,7 +70,23 @@ async fn check(name: &str, module: &str, cases: &[&str], says: &str) {
     let Some(python) = python_with(module) else {
         return;
     };
-    let server = Server::of("parity");
+    let reranker = fixture("parity").join("model");
+    // Its vectors have 256 dimensions, so that 64 of them are less.
+    let server = Server::start(
+        &[
+            "--model",
+            "manifold-tiny",
+            "--served-model-name",
+            "model",
+            "--reranker",
+            reranker.to_str().unwrap(),
+            "--served-reranker-name",
+            "judge",
+            "--dtype",
+            "f32",
+        ],
+        &[],
+    );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/clients/call.py");
     let image = fixture("parity").join("media/odd_100x37.png");
     let printed = run(Command::new(python)
@@ -75,6 +103,8 @@ async fn check(name: &str, module: &str, cases: &[&str], says: &str) {
         "{name}: {refused}"
     );
     let native = native(&server).await;
+    let width = |case: &str| native[case][0].as_array().unwrap().len();
+    assert_eq!((width("texts"), width("short")), (256, 64));
     let got = got.as_object().unwrap();
     let keys: Vec<&str> = got.keys().map(String::as_str).collect();
     assert_eq!(keys, cases, "{name}");
@@ -83,7 +113,7 @@ async fn check(name: &str, module: &str, cases: &[&str], says: &str) {
     }
 }
 
-const TOO_SHORT: &str = "between 64 and 64";
+const TOO_SHORT: &str = "between 64 and 256";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openai_gets_fused_inputs_and_vllm_s_recipe_for_this_model() {
@@ -93,7 +123,7 @@ async fn openai_gets_fused_inputs_and_vllm_s_recipe_for_this_model() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cohere_gets_the_native_vectors() {
-    let cases = ["texts", "query", "short", "picture", "fused"];
+    let cases = ["texts", "query", "short", "picture", "fused", "ranks"];
     check("cohere", "cohere", &cases, TOO_SHORT).await;
 }
 

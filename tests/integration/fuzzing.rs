@@ -40,7 +40,15 @@ async fn no_request_the_document_leads_to_breaks_the_server_or_the_document() {
     };
     let model = fixture("parity").join("model");
     let server = Server::start(
-        &["--model", model.to_str().unwrap(), "--no-url-fetch"],
+        &[
+            "--model",
+            model.to_str().unwrap(),
+            "--reranker",
+            model.to_str().unwrap(),
+            "--served-reranker-name",
+            "judge",
+            "--no-url-fetch",
+        ],
         &[("MANIFOLD_API_KEY", KEY)],
     );
     let config =

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::peers;
-use crate::server::{Server, shown};
+use crate::server::{Server, fixture, shown};
 
 /// The document of a server, and validators for its schemas.
 pub(crate) struct Document {
@@ -84,6 +84,46 @@ async fn every_example_is_described_and_answered_as_described() {
             );
         }
     }
+    assert_described(&document, &server).await;
+    // With a reranker beside, and alone, there is more and less to tell.
+    let model = fixture("parity").join("model");
+    let reranker = ["--reranker", model.to_str().unwrap()];
+    let named = [
+        "--served-reranker-name",
+        "judge",
+        "--model",
+        "manifold-tiny",
+    ];
+    let beside = [&reranker[..], &named].concat();
+    for arguments in [&beside[..], &reranker] {
+        let server = Server::start(arguments, &[]);
+        let document = Document::of(&server).await;
+        let info = server.get("/info").await.json();
+        let schema = document.answer_schema(("/info", "get"), 200);
+        let complaints = document.complaints(schema, &info);
+        assert!(complaints.is_empty(), "{arguments:?}: {complaints:?}");
+        // A field that is not described, or is of another type, is seen.
+        for changed in [
+            json!({ "surprise": 1 }),
+            json!({ "limits": {} }),
+            json!({ "models": [] }),
+        ] {
+            let mut info = info.clone();
+            let fields = changed.as_object().unwrap().clone();
+            info.as_object_mut().unwrap().extend(fields);
+            assert!(!document.complaints(schema, &info).is_empty(), "{changed}");
+        }
+        let echoed = json!({ "query": "x", "documents": ["a"], "user": "u", "max_pixels": 65536 });
+        let answer = peers::post(&server, "/v1/rerank", &echoed).await;
+        assert_eq!(answer.header("x-ignored-fields"), "");
+        let schema = document.answer_schema(("/v1/rerank", "post"), 200);
+        let complaints = document.complaints(schema, &answer.json());
+        assert!(complaints.is_empty(), "{complaints:?}");
+    }
+}
+
+/// Holds the answers to all that is read against the document.
+async fn assert_described(document: &Document, server: &Server) {
     for (path, methods) in document.whole["paths"].as_object().unwrap() {
         if methods["get"].is_null() {
             continue;

@@ -1,11 +1,11 @@
-// Drives the playground as a person would: adds a picture and two texts, compares, reads the matrix, turns the knobs, in light and in dark.
+// Drives the playground as a person would: adds a picture, two texts and a video, compares, reads the matrix, turns the knobs, in light and in dark.
 //
-// node playground.mjs URL PICTURE CHROMIUM SCREENSHOTS; playwright-core and axe-core are found by NODE_PATH. Prints what it saw as JSON.
+// node playground.mjs URL PICTURE VIDEO CHROMIUM SCREENSHOTS; playwright-core and axe-core are found by NODE_PATH. Prints what it saw as JSON.
 import { createRequire } from "node:module";
 import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 
-const [url, picture, chromium, screenshots] = process.argv.slice(2);
+const [url, picture, video, chromium, screenshots] = process.argv.slice(2);
 const found = createRequire(`${process.env.NODE_PATH}/`);
 const { chromium: browser } = found("playwright-core");
 const axe = readFileSync(found.resolve("axe-core/axe.min.js"), "utf8");
@@ -13,9 +13,10 @@ const axe = readFileSync(found.resolve("axe-core/axe.min.js"), "utf8");
 const open = await browser.launch({ executablePath: chromium, args: ["--no-sandbox"] });
 const seen = { faults: [], violations: [], requests: [] };
 try {
-  for (const scheme of ["light", "dark"]) {
-    // The page's own policy forbids foreign scripts; only the one that checks it is let past.
-    const context = await open.newContext({ colorScheme: scheme, viewport: { width: 1280, height: 1000 }, bypassCSP: scheme === "dark" });
+  // The page's own policy forbids foreign scripts; only the one that checks for barriers is let past it, in runs of its own.
+  for (const [run, scheme] of [["light", "light"], ["dark", "dark"], ["audit-light", "light"], ["audit-dark", "dark"]]) {
+    const audits = run.startsWith("audit");
+    const context = await open.newContext({ colorScheme: scheme, viewport: { width: 1280, height: 1000 }, bypassCSP: audits });
     const page = await context.newPage();
     page.on("pageerror", fault => seen.faults.push(String(fault)));
     page.on("console", message => message.type() === "error" && seen.faults.push(message.text()));
@@ -35,9 +36,14 @@ try {
     await page.focus("#text");
     await page.keyboard.type("a photo of a cat");
     await page.keyboard.press("Enter");
-    await page.keyboard.type("the rocket starts");
+    // A text that is spelt like a file of the call.
+    await page.keyboard.type("@photo_cat.png");
     await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
+    if (!audits) {
+      await page.setInputFiles("#files", video);
+      await page.waitForSelector("#items li:nth-of-type(4)");
+    }
     await page.focus("#run");
     await page.keyboard.press("Enter");
     await page.waitForSelector("#matrix td button");
@@ -50,7 +56,10 @@ try {
     await page.selectOption("#quantization", "float");
     const short = await cells();
     await page.click("#matrix tr:nth-of-type(3) td:nth-of-type(1) button");
-    seen[scheme] = {
+    // What the page's own script makes of the vectors, for the server's to be held against.
+    const stores = await page.evaluate(() => Object.fromEntries(["int8", "binary"].map(kind => [kind, shown.vectors.map(vector => stored(vector, 64, kind))])));
+    seen[run] = {
+      stores,
       matrix,
       bits,
       short,
@@ -62,13 +71,12 @@ try {
       python: await page.textContent("#python"),
       status: await page.textContent("#status"),
     };
-    if (scheme === "dark") {
+    if (audits) {
       await page.addScriptTag({ content: axe });
       const { violations } = await page.evaluate(() => axe.run());
-      seen.violations.push(...violations.map(({ id, impact, nodes }) => ({ id, impact, nodes: nodes.map(node => node.html.slice(0, 120)) })));
-      await context.newPage().then(narrow => narrow.close());
+      seen.violations.push(...violations.map(({ id, impact, nodes }) => ({ scheme, id, impact, nodes: nodes.map(node => node.html.slice(0, 120)) })));
     }
-    if (screenshots) await page.screenshot({ path: `${screenshots}/playground-${scheme}.png`, fullPage: true });
+    if (screenshots) await page.screenshot({ path: `${screenshots}/playground-${run}.png`, fullPage: true });
     await context.close();
   }
 } finally {

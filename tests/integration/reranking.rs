@@ -6,6 +6,9 @@ use crate::server::{Answer, Server, fixture};
 
 const QUERY: &str = "A woman playing with her dog on a beach at sunset.";
 
+/// How far a score in bf16 may be from the reference's in f32.
+const BF16_BOUND: f64 = 0.02;
+
 /// The embedded model beside the public fixture's as a reranker, in f32.
 fn both(more: &[&str]) -> Server {
     let model = fixture("parity").join("model");
@@ -266,6 +269,161 @@ async fn without_a_reranker_the_cosine_of_embeddings_is_the_score_and_the_answer
         assert_eq!(reply.header("x-scored-by"), by);
         assert_eq!(reply.json()["scored_by"], by);
     }
+}
+
+/// Tokens of an answer.
+fn tokens(answer: &Value) -> u64 {
+    answer["usage"]["total_tokens"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_documents_counts_their_own_tokens_and_keeps_their_beginning() {
+    let server = both(&[]);
+    let words = "the first words of a document that goes on and on";
+    let other = "the first words of a document about something else";
+    for model in ["judge", "manifold-tiny"] {
+        // The template around a document has more tokens than this, and it does not count. What may be cut at the start is the prompt.
+        for more in [json!({}), json!({ "truncate": "START" })] {
+            let ask = async |documents: Value, most: Value| {
+                let mut body = json!({ "model": model, "query": QUERY, "documents": documents });
+                body["max_tokens_per_doc"] = most;
+                body.as_object_mut()
+                    .unwrap()
+                    .extend(more.as_object().unwrap().clone());
+                answer(&server, "/v1/rerank", body).await
+            };
+            let short = ask(json!([words]), json!(2)).await;
+            let longer = ask(json!([words]), json!(5)).await;
+            assert_eq!(tokens(&longer) - tokens(&short), 3, "{model}");
+            assert_eq!(longer["results"][0]["truncated"], true, "{model}");
+            let whole = ask(json!([words]), Value::Null).await;
+            assert!(whole["results"][0].get("truncated").is_none(), "{whole}");
+            assert_ne!(by_index(&whole), by_index(&longer), "{model}");
+            let same = ask(json!([words, other]), json!(5)).await;
+            let scores = by_index(&same);
+            assert_eq!(scores[0], scores[1], "{model}");
+            // Many parts, each longer than the limit, and together than the context.
+            let part = json!({ "type": "text", "text": format!("{words} ").repeat(1000) });
+            let many = json!([{ "content": vec![part; 5] }]);
+            let many = ask(many, json!(5)).await;
+            assert_eq!(tokens(&many), tokens(&longer), "{model}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_and_who_asked_is_told_in_every_shape() {
+    let server = both(&[]);
+    for model in ["judge", "manifold-tiny"] {
+        let own =
+            json!({ "user": "u1", "request_id": "mine", "max_tokens_per_doc": 3, "model": model });
+        let ask = async |path: &str, body: Value| {
+            let mut body = body;
+            body.as_object_mut()
+                .unwrap()
+                .extend(own.as_object().unwrap().clone());
+            let reply = ask(&server, path, &body).await;
+            assert_eq!(reply.status, 200, "{path}: {}", reply.json());
+            assert_eq!(reply.header("x-ignored-fields"), "", "{path}");
+            reply.json()
+        };
+        let documents = json!(["a", "a text of many more words than three"]);
+        let rerank = json!({ "query": "x", "documents": documents });
+        for path in ["/v1/rerank", "/rerank", "/v2/rerank"] {
+            let reply = ask(path, rerank.clone()).await;
+            assert_eq!(
+                (&reply["id"], &reply["user"]),
+                (&json!("rerank-mine"), &json!("u1"))
+            );
+            for result in reply["results"].as_array().unwrap() {
+                let cut = result["index"] == 1;
+                assert_eq!(result.get("truncated").is_some(), cut, "{path}: {reply}");
+            }
+        }
+        let texts = json!({ "query": "x", "texts": documents });
+        for rank in ask("/rerank", texts).await.as_array().unwrap() {
+            assert_eq!(
+                rank.get("truncated").is_some(),
+                rank["index"] == 1,
+                "{rank}"
+            );
+        }
+        let pairs = json!({ "queries": "x", "documents": documents });
+        let reply = ask("/v1/score", pairs).await;
+        assert_eq!(
+            (&reply["id"], &reply["user"]),
+            (&json!("score-mine"), &json!("u1"))
+        );
+        assert!(reply["data"][0].get("truncated").is_none(), "{reply}");
+        assert_eq!(reply["data"][1]["truncated"], true, "{reply}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_video_is_a_document_like_others() {
+    let server = both(&[]);
+    let clip = url("clip_160x120.mp4");
+    let frames = json!([url("half_80x48.png"), url("half_80x48.png")]);
+    for model in ["judge", "manifold-tiny"] {
+        let documents = json!([
+            "Beijing",
+            { "video": clip },
+            { "content": [{ "type": "video_url", "video_url": { "url": clip } }] },
+            { "video": frames },
+            { "video": clip, "text": "a dog", "max_frames": 2 },
+        ]);
+        let mut body = json!({ "model": model, "query": QUERY, "documents": documents });
+        body["max_frames"] = 4.into();
+        let reply = answer(&server, "/v1/rerank", body).await;
+        let scores = by_index(&reply);
+        assert_eq!(scores[1], scores[2], "{model}: spellings of one video");
+        for (a, b) in [(0, 1), (1, 3), (1, 4), (3, 4)] {
+            assert_ne!(scores[a], scores[b], "{model}: {a}, {b}");
+        }
+        let details = &reply["usage"]["prompt_tokens_details"];
+        assert!(details["video_tokens"].as_u64() > Some(50), "{reply}");
+        // Some by themselves as in company, over the other route.
+        let some = json!([documents[1], documents[3]]);
+        let mut pairs = json!({ "model": model, "queries": QUERY, "documents": some });
+        pairs["max_frames"] = 4.into();
+        let pairs = answer(&server, "/v1/score", pairs).await;
+        let scored = pairs["data"].as_array().unwrap().iter();
+        let scored: Vec<f64> = scored.map(|one| one["score"].as_f64().unwrap()).collect();
+        assert_eq!(scored, [scores[1], scores[3]], "{model}");
+    }
+    // A query may be one too.
+    let query = json!({ "video": clip, "max_frames": 4 });
+    let body = json!({ "query": query, "documents": ["Beijing", "a dog"] });
+    let reply = answer(&server, "/v1/rerank", body).await;
+    assert_eq!(by_index(&reply).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scores_in_bf16_are_close_to_the_reference() {
+    let model = fixture("parity").join("model");
+    let media = fixture("parity").join("media");
+    let server = Server::start(
+        &[
+            "--reranker",
+            model.to_str().unwrap(),
+            "--dtype",
+            "bf16",
+            "--allowed-local-media-path",
+            media.to_str().unwrap(),
+        ],
+        &[],
+    );
+    let mut worst: f64 = 0.0;
+    for id in ["text", "default_instruction"] {
+        let (request, expected) = golden(id);
+        let answer = answer(&server, "/v1/rerank", request).await;
+        for (score, expected) in by_index(&answer).iter().zip(&expected) {
+            worst = worst.max((score - expected).abs());
+        }
+    }
+    println!("bf16: the largest difference of a score is {worst:e}");
+    // More than f32 rounds, or it was not bf16; less than two documents a person would tell apart differ by.
+    assert!(worst > 1e-5 && worst < BF16_BOUND, "{worst}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

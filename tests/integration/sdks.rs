@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::peers::picture;
 use crate::server::Server;
 
 const PYTHON: &str = r#"
@@ -19,6 +20,8 @@ print(json.dumps({
     "base64_is_left_alone": [isinstance(d, str) for d in vectors(input="hello", encoding_format="base64")],
     "dimensions": vectors(input="hello", dimensions=64),
     "list": vectors(input=["hello", "world"]),
+    "picture": vectors(input=[{"image": sys.argv[2]}]),
+    "fused": vectors(input=[{"content": [{"type": "image_url", "image_url": {"url": sys.argv[2]}}, {"type": "text", "text": "hello"}]}]),
     "ids": vectors(input=[[1, 2, 3], [4, 5]]),
     "one_sequence": vectors(input=[1, 2, 3]),
     "extra_body": vectors(input="hello", extra_body={"instruction": "Find it."}),
@@ -37,6 +40,8 @@ console.log(JSON.stringify({
   base64_is_left_alone: (await vectors({ input: "hello", encoding_format: "base64" })).map((e) => typeof e === "string"),
   dimensions: await vectors({ input: "hello", dimensions: 64 }),
   list: await vectors({ input: ["hello", "world"] }),
+  picture: await vectors({ input: [{ image: process.argv[4] }] }),
+  fused: await vectors({ input: [{ content: [{ type: "image_url", image_url: { url: process.argv[4] } }, { type: "text", text: "hello" }] }] }),
   ids: await vectors({ input: [[1, 2, 3], [4, 5]] }),
   one_sequence: await vectors({ input: [1, 2, 3] }),
   extra_body: await vectors({ input: "hello", instruction: "Find it." }),
@@ -108,12 +113,16 @@ pub(crate) fn node_modules() -> PathBuf {
 /// Asks the same as the scripts, in raw JSON.
 async fn expected(server: &Server) -> Value {
     let ask = async |body: Value| json!(server.vectors(&body).await);
+    let picture = picture("odd_100x37.png");
+    let fused = json!([{ "type": "image", "image": picture }, { "type": "text", "text": "hello" }]);
     json!({
         "default": ask(json!({ "input": "hello" })).await,
         "float": ask(json!({ "input": "hello" })).await,
         "base64_is_left_alone": [true],
         "dimensions": ask(json!({ "input": "hello", "dimensions": 64 })).await,
         "list": ask(json!({ "input": ["hello", "world"] })).await,
+        "picture": ask(json!({ "input": [{ "image": picture }] })).await,
+        "fused": ask(json!({ "input": { "content": fused } })).await,
         "ids": ask(json!({ "input": [[1, 2, 3], [4, 5]] })).await,
         "one_sequence": ask(json!({ "input": [1, 2, 3] })).await,
         "extra_body": ask(json!({ "input": "hello", "instruction": "Find it." })).await,
@@ -133,24 +142,32 @@ pub(crate) fn as_f32(value: &Value) -> Value {
     }
 }
 
+/// A server of the embedded model, whose vectors have 256 dimensions, so that 64 of them are less.
+fn wide() -> Server {
+    let arguments = ["--model", "manifold-tiny", "--served-model-name", "model"];
+    Server::start(&[&arguments[..], &["--dtype", "f32"]].concat(), &[])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_python_client_gets_the_same_floats() {
-    let server = Server::of("parity");
-    let printed = run(Command::new(python()).args(["-c", PYTHON, &server.url]));
+    let server = wide();
+    let printed =
+        run(Command::new(python()).args(["-c", PYTHON, &server.url, &picture("odd_100x37.png")]));
     let got: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(as_f32(&got), as_f32(&expected(&server).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_node_client_gets_the_same_floats() {
-    let server = Server::of("parity");
+    let server = wide();
     let home = node_modules();
     let script = tempfile::Builder::new().suffix(".mjs").tempfile().unwrap();
     std::fs::write(script.path(), NODE).unwrap();
     let printed = run(Command::new("node")
         .arg(script.path())
         .arg(&server.url)
-        .arg(&home));
+        .arg(&home)
+        .arg(picture("odd_100x37.png")));
     let got: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(as_f32(&got), as_f32(&expected(&server).await));
 }

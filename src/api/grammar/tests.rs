@@ -107,6 +107,7 @@ fn every_spelling_of_a_text_is_the_same_input() {
             max_tokens: 32_768,
             truncation: Truncation::None,
         },
+        max_text_tokens: None,
     };
     assert_eq!(first, [expected]);
 }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::error::ErrorCode;
 use super::reference;
+use crate::service::Proof;
 use crate::vectors::Quantization;
 
 /// An object with exactly these fields, of which some may be absent.
@@ -98,18 +99,27 @@ fn rankings() -> Value {
             }), &["document", "truncated"])),
             "scored_by": by,
             "usage": reference("Usage"),
-            "meta": { "type": "object" },
-        }), &[]),
-        "TeiRanks": list(exact(json!({ "index": count(), "score": score, "text": string() }), &["text"])),
+            "meta": exact(json!({
+                "api_version": exact(json!({ "version": { "const": "2" } }), &[]),
+                "billed_units": exact(json!({ "search_units": { "const": 1 } }), &[]),
+            }), &[]),
+            "user": string(),
+        }), &["user"]),
+        "TeiRanks": list(exact(json!({
+            "index": count(), "score": score, "text": string(), "truncated": { "const": true },
+        }), &["text", "truncated"])),
         "ScoreResponse": exact(json!({
             "id": string(),
             "object": { "const": "list" },
             "created": count(),
             "model": string(),
-            "data": list(exact(json!({ "index": count(), "object": { "const": "score" }, "score": score }), &[])),
+            "data": list(exact(json!({
+                "index": count(), "object": { "const": "score" }, "score": score, "truncated": { "const": true },
+            }), &["truncated"])),
             "scored_by": by,
             "usage": reference("Usage"),
-        }), &[]),
+            "user": string(),
+        }), &["user"]),
     })
 }
 
@@ -233,8 +243,83 @@ fn models() -> Value {
             "task": { "enum": ["embed", "rerank"] },
         }), &["dimensions", "min_dimensions"]),
         "Models": exact(json!({ "object": { "const": "list" }, "data": list(reference("Model")) }), &[]),
+        "Info": info(),
         "Health": exact(json!({ "status": { "const": "ok" } }), &[]),
     })
+}
+
+/// What `/info` tells.
+fn info() -> Value {
+    let nullable = || json!({ "type": ["string", "null"] });
+    let digest = || json!({ "type": "string", "pattern": "^[0-9a-f]{64}$" });
+    let preprocessing = Proof::PREPROCESSING.map(|name| (name.to_owned(), string()));
+    let preprocessing: Map<String, Value> = preprocessing.into_iter().collect();
+    let limits = [
+        "max_body_bytes",
+        "max_inputs",
+        "max_input_tokens",
+        "max_media_bytes",
+        "max_frames",
+        "request_timeout_ms",
+        "max_batch_tokens",
+        "max_batch_sequences",
+        "max_queue_tokens",
+    ];
+    let limits = limits.map(|name| (name.to_owned(), count()));
+    let limits: Map<String, Value> = limits.into_iter().collect();
+    let kind = json!({ "anyOf": [
+        exact(json!({ "embedding": exact(json!({ "pooling": { "const": "last_token" } }), &[]) }), &[]),
+        exact(json!({ "reranker": exact(json!({
+            "id2label": exact(json!({ "0": { "const": "yes" } }), &[]),
+            "label2id": exact(json!({ "yes": { "const": 0 } }), &[]),
+        }), &[]) }), &[]),
+    ] });
+    let model = exact(
+        json!({
+            "task": { "enum": ["embed", "rerank"] },
+            "id": string(),
+            "names": { "type": "array", "items": string(), "minItems": 1 },
+            "revision": nullable(),
+            "dimensions": { "type": ["integer", "null"], "minimum": 1 },
+            "parameters": count(),
+            "max_position_embeddings": count(),
+            "device": string(),
+            "dtype": string(),
+            "threads": count(),
+            "fingerprint": exact(json!({
+                "id": digest(),
+                "weights_sample_sha256": digest(),
+                "tokenizer_sha256": digest(),
+                "config_sha256": digest(),
+                "template": string(),
+                "preprocessing": exact(preprocessing.into(), &[]),
+                "numeric_mode": string(),
+            }), &[]),
+        }),
+        &[],
+    );
+    exact(
+        json!({
+            "model_id": string(),
+            "model_sha": nullable(),
+            "model_dtype": string(),
+            "served_model_name": string(),
+            "model_type": kind,
+            "max_concurrent_requests": count(),
+            "max_input_length": count(),
+            "max_batch_tokens": count(),
+            "max_batch_requests": count(),
+            "max_client_batch_size": count(),
+            "auto_truncate": { "type": "boolean" },
+            "tokenization_workers": count(),
+            "version": string(),
+            "sha": nullable(),
+            "docker_label": nullable(),
+            "limits": exact(limits.into(), &[]),
+            "models": { "type": "array", "items": model, "minItems": 1, "maxItems": 2 },
+        }),
+        &[],
+    )
 }
 
 fn errors() -> Value {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::super::options::PIXEL_FIELDS;
 use super::super::scoring::KNOWN;
 use super::super::{rerank, scores};
 use super::operations::{JSON, PIXEL, get};
@@ -22,7 +23,7 @@ const HEADERS: &[(&str, &str)] = &[
 
 /// All of them.
 pub(super) fn all(limits: Limits<'_>) -> Vec<Operation> {
-    let mut all: Vec<Operation> = ["/v1/rerank", "/rerank", "/v2/rerank"]
+    let mut all: Vec<Operation> = ["/v1/rerank", "/rerank", rerank::COHERE_PATH]
         .map(|path| reranked(path, limits))
         .into();
     all.extend(["/v1/score", "/score"].map(|path| scored(path, limits)));
@@ -31,14 +32,14 @@ pub(super) fn all(limits: Limits<'_>) -> Vec<Operation> {
         ..get(
             "/info",
             "What runs here, with fingerprints and limits",
-            (JSON, json!({ "type": "object" })),
+            (JSON, reference("Info")),
         )
     });
     all
 }
 
 fn reranked(path: &'static str, limits: Limits<'_>) -> Operation {
-    let mut schema = body(&[rerank::FIELDS, KNOWN], &["query"], limits);
+    let mut schema = body(&[rerank::FIELDS, KNOWN, PIXEL_FIELDS], &["query"], limits);
     schema["oneOf"] = json!([
         { "required": ["documents"], "properties": { "texts": { "type": "null" } } },
         { "required": ["texts"], "properties": { "documents": { "type": "null" } } },
@@ -70,14 +71,17 @@ fn reranked(path: &'static str, limits: Limits<'_>) -> Operation {
             json!({ "anyOf": [reference("RerankResponse"), reference("TeiRanks")] }),
         )],
         headers: HEADERS,
-        errors: "Error",
+        errors: match path {
+            rerank::COHERE_PATH => "CohereError",
+            _ => "Error",
+        },
         refusals: Refusals::All,
     }
 }
 
 fn scored(path: &'static str, limits: Limits<'_>) -> Operation {
     let sides = scores::SIDES.map(|pair| json!({ "required": pair }));
-    let mut schema = body(&[scores::FIELDS, KNOWN], &[], limits);
+    let mut schema = body(&[scores::FIELDS, KNOWN, PIXEL_FIELDS], &[], limits);
     schema["anyOf"] = Value::from(sides.to_vec());
     Operation {
         path,

@@ -8,6 +8,7 @@
 mod answers;
 mod comparisons;
 mod contents;
+mod examples;
 mod operations;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use axum::response::{Html, IntoResponse};
 use serde_json::{Map, Value, json};
 
 use super::error::ErrorCode;
-use super::{ApiSettings, ApiState};
+use super::{ApiSettings, ApiState, dialect};
 
 /// The viewer: one page, no network but this server's own document.
 const VIEWER: &str = include_str!("viewer.html");
@@ -233,9 +234,13 @@ fn refusals(operation: &Operation, limits: Limits<'_>) -> Map<String, Value> {
             json!({
                 "description": "",
                 "headers": refusal_headers(status.as_u16()),
-                "content": { "application/json": { "schema": { "$ref": schema } } },
+                "content": { "application/json": { "schema": { "$ref": schema }, "examples": {} } },
             })
         });
+        let error = examples::of(code);
+        let body = dialect::body(operation.path, &error, "req-1");
+        let body = body.unwrap_or_else(|| json!({ "error": error.body() }));
+        row["content"]["application/json"]["examples"][name] = json!({ "value": body });
         let names = row["description"].as_str().unwrap_or_default();
         let names = match names {
             "" => name.to_owned(),

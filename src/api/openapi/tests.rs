@@ -78,6 +78,34 @@ fn every_code_of_the_error_table_stands_at_a_route_with_its_status() {
 }
 
 #[test]
+fn every_refusal_of_every_route_has_an_example_that_is_as_described() {
+    let document = document(Some(2048), true);
+    let mut met = BTreeSet::new();
+    for operation in document["paths"].as_object().expect("paths").values() {
+        for operation in operation.as_object().expect("methods").values() {
+            let responses = operation["responses"].as_object().expect("responses");
+            for (status, response) in responses.iter().filter(|(status, _)| *status != "200") {
+                let content = &response["content"]["application/json"];
+                let mut schema = content["schema"].clone();
+                schema["components"] = document["components"].clone();
+                let validator = jsonschema::draft202012::new(&schema).expect("a schema");
+                let names = response["description"].as_str().expect("codes").split(", ");
+                for name in names {
+                    let example = &content["examples"][name]["value"];
+                    assert!(validator.is_valid(example), "{name} at {status}: {example}");
+                    assert!(example.to_string().contains(&format!("{name:?}")), "{name}");
+                    met.insert(name.to_owned());
+                }
+            }
+        }
+    }
+    let all: BTreeSet<String> = ErrorCode::ALL.map(|code| code.row().2.to_owned()).into();
+    // A route that is none is described nowhere.
+    let missing: Vec<&String> = all.difference(&met).collect();
+    assert_eq!(missing, ["not_found"]);
+}
+
+#[test]
 fn what_depends_on_this_server_is_told() {
     let loading = document(None, false);
     let loaded = document(Some(64), true);

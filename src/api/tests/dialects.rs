@@ -2,7 +2,13 @@
 
 use super::*;
 
-const FAMILIES: [&str; 4] = [cohere::PATH, voyage::PATH, dashscope::PATH, tei::PATH];
+const FAMILIES: [&str; 5] = [
+    cohere::PATH,
+    rerank::COHERE_PATH,
+    voyage::PATH,
+    dashscope::PATH,
+    tei::PATH,
+];
 const NATIVE: [&str; 3] = ["/v1/embeddings", "/embeddings", "/v1/embeddings/explain"];
 
 /// The code of an error, in whatever shape.
@@ -21,7 +27,7 @@ pub(super) fn assert_spoken(path: &str, answer: &Answer, code: &str) {
     let body = &answer.body;
     let id = answer.header("x-request-id").expect("an id");
     let words = match path {
-        cohere::PATH => {
+        cohere::PATH | rerank::COHERE_PATH => {
             assert_eq!(body["id"], id);
             &body["message"]
         }

@@ -85,12 +85,16 @@ def cohere():
         {"type": "image_url", "image_url": {"url": picture()}},
         {"type": "text", "text": "hello"},
     ]
+    ranked = client.rerank(model="judge", query="hello", documents=TEXTS[::-1])
+    nothing = refused(lambda: client.rerank(model="judge", query="hello", documents=[]), cohere.BadRequestError)
+    assert "documents is an empty list" in nothing, nothing
     return {
         "texts": vectors(texts=TEXTS, input_type="search_document", embedding_types=["float", "int8"]),
         "query": vectors(texts=["hello"], input_type="search_query"),
         "short": vectors(texts=["hello"], input_type="search_document", output_dimension=64),
         "picture": vectors(images=[picture()], input_type="image", embedding_types=["float"]),
         "fused": vectors(inputs=[{"content": content}], input_type="search_document"),
+        "ranks": [[r.index, r.relevance_score] for r in ranked.results],
         "refused": refused(wrong, cohere.BadRequestError),
     }
 
