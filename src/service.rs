@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 use crate::batcher::{
     Batcher, BatcherError, Cost, Identity, Input, Outline, Priority, Reservation, Submission,
 };
-use crate::media::{MediaLoader, MediaSettings};
+use crate::media::{MediaLoader, MediaSettings, video::Patience};
 use crate::model::{Task, Tenant};
 use crate::processor::{Processor, TokenCounts};
 use crate::vectors;
@@ -201,9 +201,10 @@ impl Embedder {
         let media = started.elapsed();
         let reservation = reserve()?;
         let pixel_bytes = Arc::new(AtomicUsize::new(0));
+        let place = (small, &pixel_bytes, terms.deadline);
         let preparing = loaded
             .into_iter()
-            .map(async |input| self.prepare(input?, (small, &pixel_bytes)).await);
+            .map(async |input| self.prepare(input?, place).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
@@ -324,8 +325,9 @@ impl Embedder {
     async fn prepare(
         &self,
         loaded: LoadedInput,
-        (small, pixel_bytes): (bool, &Arc<AtomicUsize>),
+        (small, pixel_bytes, deadline): (bool, &Arc<AtomicUsize>, Instant),
     ) -> Outcome<Ready> {
+        let (_waiter, patience) = Patience::until(deadline);
         let at = loaded.input.at.clone();
         let (processor, media) = (self.processor.clone(), self.media.clone());
         let place = (small, has_media(&loaded.parts));
@@ -337,6 +339,7 @@ impl Embedder {
             let means = Means {
                 processor: &processor,
                 media: &media,
+                patience: &patience,
                 // What the request's own decoders hold now counts as the request's: waiting would not help it.
                 hold: &|bytes| {
                     transient.fetch_add(bytes, Ordering::Relaxed);
