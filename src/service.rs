@@ -179,11 +179,8 @@ impl Embedder {
             deadline: started + request.timeout,
             partial,
         };
-        let places: Vec<String> = request
-            .inputs
-            .iter()
-            .map(|input| input.at.clone())
-            .collect();
+        let places = request.inputs.iter().map(|input| input.at.clone());
+        let places: Vec<String> = places.collect();
         let outline = outline(&request, terms.deadline);
         let small = Extent::of(&request.inputs).is_small();
         // Refusing a small one after it was prepared costs no more, unless its key pays for what is refused.

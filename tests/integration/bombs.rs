@@ -214,6 +214,7 @@ fn jpeg_of_scans(side: u16, scans: usize) -> Vec<u8> {
 }
 
 /// Each with its name and the code of its refusal.
+#[expect(clippy::too_many_lines, reason = "it is a list")]
 fn bombs() -> Vec<(&'static str, Value, &'static str)> {
     let zeros = deflated_zeros(100);
     assert!(zeros.len() < 1 << 20);
