@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 use crate::batcher::{
     Batcher, BatcherError, Cost, Identity, Input, Outline, Priority, Reservation, Submission,
 };
-use crate::media::{MediaLoader, MediaSettings};
+use crate::media::{MediaLoader, MediaSettings, video::Patience};
 use crate::model::{Task, Tenant};
 use crate::processor::{Processor, TokenCounts};
 use crate::vectors;
@@ -179,11 +179,8 @@ impl Embedder {
             deadline: started + request.timeout,
             partial,
         };
-        let places: Vec<String> = request
-            .inputs
-            .iter()
-            .map(|input| input.at.clone())
-            .collect();
+        let places = request.inputs.iter().map(|input| input.at.clone());
+        let places: Vec<String> = places.collect();
         let outline = outline(&request, terms.deadline);
         let small = Extent::of(&request.inputs).is_small();
         // Refusing a small one after it was prepared costs no more, unless its key pays for what is refused.
@@ -201,9 +198,10 @@ impl Embedder {
         let media = started.elapsed();
         let reservation = reserve()?;
         let pixel_bytes = Arc::new(AtomicUsize::new(0));
+        let place = (small, &pixel_bytes, terms.deadline);
         let preparing = loaded
             .into_iter()
-            .map(async |input| self.prepare(input?, (small, &pixel_bytes)).await);
+            .map(async |input| self.prepare(input?, place).await);
         let prepared = in_order(preparing, self.cores, partial).await?;
         let prepare = started.elapsed() - media;
         let computing = Instant::now();
@@ -324,8 +322,9 @@ impl Embedder {
     async fn prepare(
         &self,
         loaded: LoadedInput,
-        (small, pixel_bytes): (bool, &Arc<AtomicUsize>),
+        (small, pixel_bytes, deadline): (bool, &Arc<AtomicUsize>, Instant),
     ) -> Outcome<Ready> {
+        let (_waiter, patience) = Patience::until(deadline);
         let at = loaded.input.at.clone();
         let (processor, media) = (self.processor.clone(), self.media.clone());
         let place = (small, has_media(&loaded.parts));
@@ -337,6 +336,7 @@ impl Embedder {
             let means = Means {
                 processor: &processor,
                 media: &media,
+                patience: &patience,
                 // What the request's own decoders hold now counts as the request's: waiting would not help it.
                 hold: &|bytes| {
                     transient.fetch_add(bytes, Ordering::Relaxed);

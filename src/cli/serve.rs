@@ -21,7 +21,7 @@ use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
 use crate::engine::{CheckpointSource, EngineError};
 use crate::media::video::{self, sandbox::Layers};
-use crate::media::{MediaLoader, MediaSettings};
+use crate::media::{MediaError, MediaLoader, MediaSettings};
 use crate::service::{Background, Embedder, Reranker, TokenQuota};
 use crate::telemetry;
 
@@ -137,13 +137,18 @@ fn check_video(media: &MediaSettings) -> anyhow::Result<Option<Layers>> {
     if !video::available(media) {
         return Ok(None);
     }
-    match video::check_sandbox(media) {
-        Ok(layers) if media.require_sandbox && !layers.is_complete() => bail!(
+    judge(video::check_sandbox(media), media.require_sandbox)
+}
+
+/// Whether a server may run with what its sandbox was found to be.
+fn judge(found: Result<Layers, MediaError>, required: bool) -> anyhow::Result<Option<Layers>> {
+    match found {
+        Ok(layers) if required && !layers.is_complete() => bail!(
             "media.require_sandbox is set, and this system cannot confine video decoders: {} missing",
             layers.missing().join(", ")
         ),
         Ok(layers) => Ok(Some(layers)),
-        Err(error) if media.require_sandbox => {
+        Err(error) if required => {
             Err(error).context("media.require_sandbox is set, and video decoders do not start")
         }
         Err(error) => {
@@ -379,5 +384,28 @@ mod tests {
         let fault = bind(&config(&port.to_string())).await.expect_err("taken");
         let expected = format!("cannot listen on 127.0.0.1, port {port}");
         assert_eq!(fault.to_string(), expected);
+    }
+
+    #[test]
+    fn a_sandbox_that_lacks_a_layer_is_enough_only_where_it_is_not_required() {
+        let whole = Layers {
+            limits: true,
+            no_new_privileges: true,
+            network_namespace: true,
+            landlock: true,
+            seccomp: true,
+        };
+        let lacking = Layers {
+            landlock: false,
+            ..whole
+        };
+        assert_eq!(judge(Ok(whole), true).unwrap(), Some(whole));
+        assert_eq!(judge(Ok(lacking), false).unwrap(), Some(lacking));
+        let words = judge(Ok(lacking), true).unwrap_err().to_string();
+        assert!(words.contains("media.require_sandbox"), "{words}");
+        assert!(words.contains("Landlock missing"), "{words}");
+        let broken = || Err(MediaError::Internal(std::io::Error::other("no exec")));
+        assert_eq!(judge(broken(), false).unwrap(), None);
+        assert!(judge(broken(), true).is_err());
     }
 }

@@ -60,6 +60,21 @@ pub enum MediaError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The decoder of a video came to one of its limits, and was stopped there.
+    #[error(
+        "decoding the video takes more than {limit} {unit}, the limit of this server ({setting})"
+    )]
+    TooCostly {
+        /// What is allowed.
+        limit: u64,
+        /// Of what: "seconds of CPU time".
+        unit: &'static str,
+        /// The setting that says so, by its dotted name.
+        setting: &'static str,
+    },
+    /// The request's time was over, or its client gone, before the video was decoded.
+    #[error("the request's time was over before the video was decoded")]
+    Abandoned,
     /// The server's own fault: a pool or a temporary file failed.
     #[error("the media could not be processed")]
     Internal(#[source] std::io::Error),

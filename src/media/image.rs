@@ -7,6 +7,10 @@
 //! The format is decided by its first bytes alone, its sizes are checked before anything is decoded, and a file that is cut
 //! short is an error, never a grey picture. The ratio of the sides (200:1 at most) is the processor's to check: it is a rule of
 //! resizing.
+//!
+//! Of what Pillow opens these kinds are refused: JPEG with stray bytes between its segments or with more than 100 scans; BMP of 16 bits
+//! a pixel or coded in run lengths; TIFF but for a first page of 8-bit grey, RGB, RGBA or CMYK. `tests/integration/corpora.rs` lists the
+//! files that show it.
 
 mod bmp;
 mod gif;

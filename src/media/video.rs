@@ -9,6 +9,7 @@
 mod animation;
 mod child;
 mod ffmpeg;
+mod patience;
 mod probe;
 pub mod sandbox;
 
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use self::animation::Animation;
 use self::child::{Ended, Job};
 use self::ffmpeg::{Container, Rotation};
+pub use self::patience::{Patience, Waiter};
 use self::sandbox::Layers;
 use super::{MediaError, MediaSettings, RgbImage};
 
@@ -46,6 +48,7 @@ pub struct VideoFile {
     pub info: VideoInfo,
     stored: Stored,
     settings: MediaSettings,
+    patience: Patience,
 }
 
 /// What the frames are decoded from.
@@ -78,7 +81,8 @@ pub fn check_sandbox(settings: &MediaSettings) -> Result<Layers, MediaError> {
         let job = Job {
             command,
             input: &nothing,
-            time: settings.video_timeout,
+            settings,
+            patience: &Patience::default(),
         };
         child::run(job, |output| {
             child::read_all(output, probe::MAX_REPORT_BYTES).map_err(MediaError::Internal)
@@ -107,17 +111,31 @@ pub fn check_sandbox(settings: &MediaSettings) -> Result<Layers, MediaError> {
 }
 
 impl VideoFile {
+    /// [`VideoFile::open_for`] somebody who waits as long as it takes.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open(bytes: Bytes, settings: &MediaSettings) -> Result<Self, MediaError> {
+        Self::open_for(bytes, settings, &Patience::default())
+    }
+
     /// Sniffs the container and probes it. Blocks on a child process: call it on the bounded pool.
     ///
     /// # Errors
-    /// [`MediaError::Unsupported`] (also when FFmpeg is not installed), [`MediaError::InvalidVideo`], [`MediaError::TooLarge`].
-    pub fn open(bytes: Bytes, settings: &MediaSettings) -> Result<Self, MediaError> {
+    /// [`MediaError::Unsupported`] (also when FFmpeg is not installed), [`MediaError::InvalidVideo`], [`MediaError::TooLarge`],
+    /// [`MediaError::TooCostly`] at a limit of the decoder's, [`MediaError::Abandoned`] when nobody waits any more.
+    pub fn open_for(
+        bytes: Bytes,
+        settings: &MediaSettings,
+        patience: &Patience,
+    ) -> Result<Self, MediaError> {
         if let Some(animation) = Animation::sniff(&bytes) {
             let (info, scratch_bytes) = animation.probe(settings)?;
             return Ok(Self {
                 info,
                 stored: Stored::Animation(animation, scratch_bytes),
                 settings: settings.clone(),
+                patience: patience.clone(),
             });
         }
         let container = sniff(&bytes)?;
@@ -125,16 +143,13 @@ impl VideoFile {
         let job = Job {
             command: child::confined(&settings.ffprobe, probe::args(container), settings)?,
             input: &file,
-            time: settings.video_timeout,
+            settings,
+            patience,
         };
         let ended = child::run(job, |output| {
             child::read_all(output, probe::MAX_REPORT_BYTES).map_err(MediaError::Internal)
         })?;
-        let report = match ended {
-            Ended::Well(report) => report,
-            Ended::Badly => return Err(damaged()),
-            Ended::TimedOut => return Err(too_slow()),
-        };
+        let report = output_of(ended, settings)?;
         let (info, rotation) = probe::read_report(&report, settings)?;
         Ok(Self {
             info,
@@ -144,6 +159,7 @@ impl VideoFile {
                 file,
             },
             settings: settings.clone(),
+            patience: patience.clone(),
         })
     }
 
@@ -151,7 +167,7 @@ impl VideoFile {
     ///
     /// # Errors
     /// [`MediaError::InvalidVideo`] when the stream ends before the last index, [`MediaError::TooLarge`] when there are more than
-    /// `max_frames` or they would not fit in memory, [`MediaError::Unsupported`] when FFmpeg is not installed.
+    /// `max_frames` or they would not fit in memory, and those of [`VideoFile::open_for`].
     pub fn frames(&self, indices: &[u64]) -> Result<Vec<RgbImage>, MediaError> {
         if let Some(last) = indices
             .iter()
@@ -228,7 +244,8 @@ impl VideoFile {
         let job = Job {
             command: child::confined(&self.settings.ffmpeg, args, &self.settings)?,
             input: file,
-            time: self.settings.video_timeout,
+            settings: &self.settings,
+            patience: &self.patience,
         };
         let ended = child::run(job, |output| {
             let mut frames = Vec::with_capacity(wanted.len());
@@ -244,12 +261,34 @@ impl VideoFile {
             let excess = output.read(&mut [0]).map_err(MediaError::Internal)?;
             Ok((excess == 0).then_some(frames))
         })?;
-        match ended {
-            Ended::Well(frames) => Ok(frames),
-            Ended::Badly => Err(damaged()),
-            Ended::TimedOut => Err(too_slow()),
-        }
+        output_of(ended, &self.settings)
     }
+}
+
+/// What a child's output is, or why there is none.
+fn output_of<T>(ended: Ended<T>, settings: &MediaSettings) -> Result<T, MediaError> {
+    let too_costly = |limit, unit, setting| MediaError::TooCostly {
+        limit,
+        unit,
+        setting,
+    };
+    Err(match ended {
+        Ended::Well(output) => return Ok(output),
+        Ended::Badly => damaged(),
+        Ended::Abandoned => MediaError::Abandoned,
+        Ended::TimedOut => {
+            let limit = u64::try_from(settings.video_timeout.as_millis()).unwrap_or(u64::MAX);
+            too_costly(limit, "milliseconds", "media.video_timeout_ms")
+        }
+        Ended::OutOfCpu => {
+            let limit = settings.max_decoder_seconds;
+            too_costly(limit, "seconds of CPU time", "media.max_decoder_seconds")
+        }
+        Ended::OutOfMemory => {
+            let limit = settings.max_decoder_bytes;
+            too_costly(limit, "bytes of memory", "media.max_decoder_bytes")
+        }
+    })
 }
 
 /// A file of these bytes that can be read and no more, and that goes with its last descriptor, whatever happens to this process.
@@ -317,12 +356,6 @@ fn not_a_video(found: &str) -> MediaError {
 fn damaged() -> MediaError {
     MediaError::InvalidVideo {
         reason: "the video is cut short or damaged".to_owned(),
-    }
-}
-
-fn too_slow() -> MediaError {
-    MediaError::InvalidVideo {
-        reason: "the video takes too long to decode".to_owned(),
     }
 }
 

@@ -236,6 +236,14 @@ impl Processor {
         Ok(patches::cut(&[&resized, &resized]))
     }
 
+    /// Refuses frames of a shape that would not be resized, before they are decoded.
+    ///
+    /// # Errors
+    /// [`ProcessorError::AspectRatio`].
+    pub fn check_aspect(&self, size: (u32, u32)) -> Result<(), ProcessorError> {
+        smart_resize::check_aspect(size)
+    }
+
     /// Which frames of a file of `frames` frames at `fps` frames per second are taken, ascending.
     ///
     /// # Errors

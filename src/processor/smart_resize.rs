@@ -20,6 +20,22 @@ pub(crate) const LIST_TOTAL_PIXELS: u64 = 7_864_320;
 /// Pixels of all frames of a file together: 90 % of a context of 128,000 merged patches.
 pub(crate) const FILE_TOTAL_PIXELS: u64 = 117_964_800;
 
+/// Refuses a shape that would not be resized: before anything of that shape is decoded, where its size is known by then.
+///
+/// # Errors
+/// [`ProcessorError::AspectRatio`] when one side is more than 200 times the other.
+pub(crate) fn check_aspect((width, height): (u32, u32)) -> Result<(), ProcessorError> {
+    let (long, short) = (width.max(height), width.min(height));
+    if u64::from(long) > u64::from(short) * u64::from(MAX_ASPECT_RATIO) {
+        return Err(ProcessorError::AspectRatio {
+            width,
+            height,
+            limit: MAX_ASPECT_RATIO,
+        });
+    }
+    Ok(())
+}
+
 /// Picks the size an image is resized to: both sides multiples of `factor`, the area within `min..=max` pixels, the aspect ratio
 /// changed as little as that allows.
 ///
@@ -35,14 +51,7 @@ pub(crate) fn smart_resize(
     factor: u32,
     (min, max): (f64, f64),
 ) -> Result<(u32, u32), ProcessorError> {
-    let (long, short) = (width.max(height), width.min(height));
-    if u64::from(long) > u64::from(short) * u64::from(MAX_ASPECT_RATIO) {
-        return Err(ProcessorError::AspectRatio {
-            width,
-            height,
-            limit: MAX_ASPECT_RATIO,
-        });
-    }
+    check_aspect((width, height))?;
     let (w, h, f) = (f64::from(width), f64::from(height), f64::from(factor));
     // Python rounds halves to even and so must we: a side of 80 px gives 64, not 96.
     let nearest = |side: f64| ((side / f).round_ties_even() * f).max(f);

@@ -10,6 +10,7 @@ use super::ingest::{Means, explain, has_media};
 use super::stages::in_order;
 use super::{Cause, EmbedInput, EmbedRequest, Embedder, Outcome, ServiceError, Timings};
 use crate::media::RgbImage;
+use crate::media::video::Patience;
 use crate::model::GridThw;
 use crate::processor::{ContextLimit, PartTokens, Prepared, TokenCounts, VideoPatches};
 
@@ -146,6 +147,7 @@ impl Embedder {
 
     async fn explain_all(&self, request: EmbedRequest) -> Result<ExplainResponse, ServiceError> {
         let started = Instant::now();
+        let deadline = started + request.timeout;
         let loading = Loading::new(self, request.tenant);
         let loads = request.inputs.into_iter().map(|input| loading.load(input));
         let loaded = in_order(loads, LOADS_AT_A_TIME, request.partial).await?;
@@ -156,12 +158,14 @@ impl Embedder {
             let (processor, media) = (self.processor.clone(), self.media.clone());
             let batcher = self.batcher.clone();
             let place = (false, has_media(&parts));
+            let (_waiter, patience) = Patience::until(deadline);
             let working = move || {
                 // Their bytes are needed no longer than this.
                 let _held = held;
                 let means = Means {
                     processor: &processor,
                     media: &media,
+                    patience: &patience,
                     hold: &|bytes| batcher.hold(bytes, 0),
                 };
                 explain(&means, input, parts)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::account::{Explained, PartFacts, VideoFacts};
 use super::{Cause, EmbedInput, InputPart, PartContent, ServiceError};
 use crate::batcher::{BatcherError, Held};
-use crate::media::video::VideoFile;
+use crate::media::video::{Patience, VideoFile};
 use crate::media::{self, MediaError, MediaSettings, RgbImage};
 use crate::processor::{
     DocumentLimit, PixelOptions, Prepared, Processor, ProcessorError, Prompt, PromptPart,
@@ -79,6 +79,8 @@ impl Extent {
 pub(super) struct Means<'a> {
     pub(super) processor: &'a Processor,
     pub(super) media: &'a MediaSettings,
+    /// How long the request waits for its videos.
+    pub(super) patience: &'a Patience,
     /// Finds room for so many bytes of pixels.
     pub(super) hold: &'a dyn Fn(usize) -> Result<Held, BatcherError>,
 }
@@ -216,7 +218,8 @@ fn patch(means: &Means<'_>, loaded: Loaded) -> Result<(PromptPart, PartFacts), P
             (PromptPart::Image(Arc::new(patches)), facts)
         }
         Loaded::VideoFile(bytes, options) => {
-            let video = VideoFile::open(bytes, media)?;
+            let video = VideoFile::open_for(bytes, media, means.patience)?;
+            processor.check_aspect((video.info.width, video.info.height))?;
             let (frames, fps) = (video.info.frames, video.info.fps);
             let indices = processor.sample_file(frames, fps, &options)?;
             let _held = (means.hold)(video.held_bytes(indices.len()))?;

@@ -15,6 +15,7 @@ use super::{
     Timings, of_all,
 };
 use crate::batcher::{Cost, Held, Identity, Input, Outline, Priority};
+use crate::media::video::Patience;
 use crate::model::{MediaKey, Task, Tenant};
 use crate::processor::{ContextLimit, DocumentLimit, PairHead, Query, TokenCounts, Truncation};
 
@@ -150,7 +151,7 @@ impl Reranker {
         let limit = request.limit;
         let heads = loaded
             .into_iter()
-            .map(|item| self.head(item, request.instruction.clone(), (limit, small)));
+            .map(|item| self.head(item, request.instruction.clone(), (limit, small, terms)));
         let heads: Vec<Arc<Head>> = fully(in_order(heads, stages.cores, false).await?);
         check_tokens(&heads, &queries)?;
         let places: Vec<String> = documents.iter().map(|(item, _)| item.at.clone()).collect();
@@ -158,7 +159,7 @@ impl Reranker {
             AtomicUsize::new(heads.iter().map(|head| head.prompt.pixel_bytes()).sum());
         let preparing = documents.into_iter().enumerate().map(async |(i, item)| {
             let follows = self.reuses_prefixes && i > 0 && queries[i] == queries[i - 1];
-            let ready = self.pair(Arc::clone(&heads[queries[i]]), item, (limit, small));
+            let ready = self.pair(Arc::clone(&heads[queries[i]]), item, (limit, small, terms));
             let (mut ready, own) = ready.await?;
             let before = pixel_bytes.fetch_add(own, Ordering::Relaxed);
             let held = stages.batcher.hold(own, before);
@@ -189,19 +190,22 @@ impl Reranker {
         &self,
         (item, (loaded, bytes)): LoadedItem,
         instruction: Option<String>,
-        (limit, small): (DocumentLimit, bool),
+        (limit, small, terms): (DocumentLimit, bool, Terms),
     ) -> Outcome<Arc<Head>> {
         let stages = &self.stages;
         let (processor, media) = (stages.processor.clone(), stages.media.clone());
         let at = item.at.clone();
         let batcher = stages.batcher.clone();
         let place = (small, has_media(&loaded));
+        // Goes with this future, when the client leaves.
+        let (_waiter, patience) = Patience::until(terms.deadline);
         let preparing = move || {
             // Their bytes are needed no longer than this.
             let _held = bytes;
             let means = Means {
                 processor: &processor,
                 media: &media,
+                patience: &patience,
                 hold: &|bytes| batcher.hold(bytes, 0),
             };
             let query = Query {
@@ -228,17 +232,20 @@ impl Reranker {
         &self,
         head: Arc<Head>,
         (item, (loaded, bytes)): LoadedItem,
-        (limit, small): (DocumentLimit, bool),
+        (limit, small, terms): (DocumentLimit, bool, Terms),
     ) -> Outcome<(Ready, usize)> {
         let stages = &self.stages;
         let (processor, media) = (stages.processor.clone(), stages.media.clone());
         let batcher = stages.batcher.clone();
         let place = (small, has_media(&loaded));
+        // Goes with this future, when the client leaves.
+        let (_waiter, patience) = Patience::until(terms.deadline);
         let preparing = move || {
             let _held = bytes;
             let means = Means {
                 processor: &processor,
                 media: &media,
+                patience: &patience,
                 hold: &|bytes| batcher.hold(bytes, 0),
             };
             let (parts, _) = patched(&means, &item.parts, loaded)?;

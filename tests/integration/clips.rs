@@ -110,6 +110,42 @@ fn an_index_beyond_the_last_frame_is_an_error() {
     );
 }
 
+/// B frames are stored in another order than they are shown in, open groups begin with frames that need the group before, and phones and
+/// screen recorders leave times between frames as they come. Without losses all of them decode to the same twenty pictures.
+#[test]
+fn frames_are_taken_by_their_place_in_time_whatever_their_order_and_spacing() {
+    let lossless = ["-pix_fmt", "yuv420p", "-c:v", "libx264", "-qp", "0"];
+    let times = "setpts='(N+floor(N/3)+4*gt(N,10))/10/TB'";
+    let uneven = ["-vf", times, "-fps_mode", "vfr"];
+    let encoded = |name: &str, more: &[&str]| {
+        open(make(name, &[&SOURCE[..], &lossless, more].concat())).unwrap()
+    };
+    let all: Vec<u64> = (0..20).collect();
+    let plain = encoded("a.mp4", &["-g", "1"]);
+    let expected = plain.frames(&all).unwrap();
+    let closed = ["-bf", "3", "-b_strategy", "0", "-g", "8"];
+    let opened = [&closed[..], &["-x264-params", "open-gop=1:scenecut=0"]].concat();
+    for (what, name, more, fps) in [
+        ("B frames", "a.mp4", closed.to_vec(), 10.0),
+        ("B frames", "a.mkv", closed.to_vec(), 10.0),
+        ("open groups", "a.mp4", opened.clone(), 10.0),
+        ("uneven times", "a.mp4", uneven.to_vec(), 6.9),
+        // Where frames have no durations of their own the encoder's rate is written down, and believed.
+        ("uneven times", "a.mkv", uneven.to_vec(), 10.0),
+        ("all of it", "a.mp4", [&uneven[..], &opened].concat(), 6.9),
+    ] {
+        let video = encoded(name, &more);
+        assert_eq!(video.info.frames, 20, "{what}, {name}");
+        let near = (video.info.fps - fps).abs() < 0.5;
+        assert!(near, "{what}, {name}: {}", video.info.fps);
+        assert!(video.frames(&all).unwrap() == expected, "{what}, {name}");
+        for index in [0, 2, 7, 8, 13, 19] {
+            let frame = video.frames(&[index]).unwrap().remove(0);
+            assert!(frame == expected[index as usize], "{what}, {name}: {index}");
+        }
+    }
+}
+
 #[test]
 fn every_allowed_container_and_codec_is_read() {
     for (name, codec) in [
@@ -364,14 +400,53 @@ fn limits_hold_before_decoding() {
 }
 
 #[test]
-fn a_decoder_that_takes_too_long_is_given_up() {
+fn a_decoder_that_comes_to_a_limit_is_no_damaged_video() {
     let hasty = MediaSettings {
-        video_timeout: std::time::Duration::ZERO,
+        video_timeout: std::time::Duration::from_millis(1),
         ..settings()
     };
+    let result = VideoFile::open(clip(), &hasty);
     assert!(
-        matches!(VideoFile::open(clip(), &hasty), Err(MediaError::InvalidVideo { reason }) if reason.contains("too long"))
+        matches!(
+            result,
+            Err(MediaError::TooCostly {
+                limit: 1,
+                setting: "media.video_timeout_ms",
+                ..
+            })
+        ),
+        "{result:?}"
     );
+    // Enough memory for FFmpeg to start and to look at a header, not for frames of this size.
+    let large = [
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=3840x2160:r=5:d=1",
+        "-pix_fmt",
+        "yuv420p",
+        "-c:v",
+        "libx264",
+        "-preset",
+        "ultrafast",
+    ];
+    let large = make("a.mp4", &large);
+    // What it fails at first, and what it says of that, is another thing with each.
+    for limit in [350, 400, 450, 500].map(|mebibytes: u64| mebibytes << 20) {
+        let narrow = MediaSettings {
+            max_decoder_bytes: limit,
+            ..settings()
+        };
+        let result = VideoFile::open(large.clone(), &narrow).and_then(|video| video.frames(&[4]));
+        let result = result.map(|frames| frames.len());
+        let told = match &result {
+            Err(MediaError::TooCostly { limit, setting, .. }) => (*limit, *setting),
+            _ => panic!("{limit}: {result:?}"),
+        };
+        assert_eq!(told, (limit, "media.max_decoder_bytes"));
+    }
+    let frames = open(large).unwrap().frames(&[4]);
+    assert_eq!(frames.unwrap().len(), 1, "the clip itself is whole");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Pictures of strangers: test images of Pillow and of gdk-pixbuf, many of them broken on purpose, and pictures damaged at random.
 //!
 //! `tests/fixtures/scripts/make_corpora.py FOLDER` fetches them and asks Pillow; `MANIFOLD_TEST_CORPORA=FOLDER` makes these tests use
-//! them. Without it they say that they were skipped, but for the damage, which is then done to the repository's own pictures.
+//! them. Without it they say that they were skipped, but for the damage, which is then done to the repository's own pictures; where
+//! `MANIFOLD_TEST_CLIENTS` is set, as in CI, its absence is a failure.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::server::{Server, fixture};
+use crate::server::{Server, fixture, skipped};
 
 /// What Pillow makes of a file.
 #[derive(Debug, Deserialize)]
@@ -89,9 +90,9 @@ const HANG: Duration = Duration::from_secs(5);
 
 fn corpora() -> Option<(PathBuf, BTreeMap<String, Expected>)> {
     let Some(folder) = std::env::var_os("MANIFOLD_TEST_CORPORA") else {
-        println!(
-            "skipped: MANIFOLD_TEST_CORPORA names no folder (tests/fixtures/scripts/make_corpora.py makes one)"
-        );
+        let why = "MANIFOLD_TEST_CORPORA names no folder (tests/fixtures/scripts/make_corpora.py makes one)";
+        assert!(std::env::var_os("MANIFOLD_TEST_CLIENTS").is_none(), "{why}");
+        skipped(why);
         return None;
     };
     let folder = PathBuf::from(folder);

@@ -36,4 +36,5 @@ mod rolling;
 mod sdks;
 mod server;
 mod spellings;
+mod surroundings;
 mod tls;

@@ -178,6 +178,22 @@ impl Answer {
     }
 }
 
+/// Says that a test was skipped and why: where people look who run it alone, and in the file that `.ci/run` prints in the end.
+pub(crate) fn skipped(why: &str) {
+    use std::io::Write;
+    println!("skipped: {why}");
+    let Some(file) = std::env::var_os("MANIFOLD_TEST_SKIPPED") else {
+        return;
+    };
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file)
+        .unwrap();
+    let test = std::thread::current();
+    writeln!(file, "{}: {why}", test.name().unwrap_or("a test")).unwrap();
+}
+
 /// The float vectors of an answer, read back to the f32 they were.
 pub(crate) fn vectors(answer: &Value) -> Vec<Vec<f32>> {
     let numbers = |data: &Value| {

@@ -81,6 +81,23 @@ fn answered(at: &str, cause: impl Into<Cause>) -> ApiError {
 }
 
 #[test]
+fn a_limit_of_the_decoder_is_named_with_its_value_and_its_setting() {
+    let stopped = MediaError::TooCostly {
+        limit: 60,
+        unit: "seconds of CPU time",
+        setting: "media.max_decoder_seconds",
+    };
+    let answer = answered("input.video", stopped);
+    assert_eq!(answer.code, ErrorCode::MediaTooLarge);
+    assert_eq!(
+        answer.message,
+        "input.video: decoding the video takes more than 60 seconds of CPU time, the limit of this server (media.max_decoder_seconds)"
+    );
+    let late = answered("input.video", MediaError::Abandoned);
+    assert_eq!(late.code, ErrorCode::DeadlineExceeded);
+}
+
+#[test]
 fn causes_lead_to_their_rows() {
     let reason = || "words".to_owned();
     let media = [

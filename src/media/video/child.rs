@@ -2,25 +2,49 @@
 //!
 //! In: a program, its arguments, the file it reads as its standard input. Out: what it writes to standard output, read by the
 //! caller as it comes. The child has no environment, no terminal, `/` as its directory and a process group of its own; it is
-//! killed at the deadline and reaped on every path. What confines it is `sandbox`, which the child puts on itself.
+//! killed at the deadline, or when nobody waits for it any more, and reaped on every path. What confines it is `sandbox`, which the
+//! child puts on itself.
+//!
+//! # Which limit it was
+//!
+//! A child that came to a limit ends like one whose video is damaged: without its output. Time is ours to tell. At the limit on CPU time
+//! the kernel kills, and so it does where the machine has no memory left, so the time the child used decides. Beyond the limit
+//! on memory allocations fail, and FFmpeg ends of its own accord, of which it says why only where it looked: its words are looked through,
+//! and go nowhere, and where they say nothing, it is what the child was last seen to hold that does.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use super::patience::Patience;
 use super::sandbox::EXIT_UNCONFINED;
 use crate::media::{MediaError, MediaSettings};
 
 /// How often an ending child is looked at.
 const POLL: Duration = Duration::from_millis(2);
+/// How often it is asked whether somebody still waits for a child.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the last words of a child that has ended are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Most of a child's words that are looked through.
+const MAX_WORDS_BYTES: u64 = 64 << 10;
+/// What C libraries and FFmpeg say when memory, or a thread for want of memory, is refused.
+const OUT_OF_MEMORY: [&str; 6] = [
+    "allocate memory",
+    "Failed to allocate",
+    "Out of memory",
+    "bad_alloc",
+    "Resource temporarily unavailable",
+    "thread_encoder_init failed",
+];
 
 /// One run of a program.
 pub(super) struct Job<'a> {
@@ -28,8 +52,10 @@ pub(super) struct Job<'a> {
     pub(super) command: Command,
     /// What it reads; from the beginning.
     pub(super) input: &'a File,
-    /// How long it may take.
-    pub(super) time: Duration,
+    /// How much time and CPU time it may take.
+    pub(super) settings: &'a MediaSettings,
+    /// Who waits for it.
+    pub(super) patience: &'a Patience,
 }
 
 /// The command that runs one of FFmpeg's programs confined: this program again, which becomes that one.
@@ -76,8 +102,35 @@ pub(super) enum Ended<T> {
     Well(T),
     /// The child exited with a failure, or gave the reader too little.
     Badly,
-    /// The child was killed at the deadline.
+    /// The child was killed because it, or what it was asked for, took too long.
     TimedOut,
+    /// The child was killed because nobody waited for it any more.
+    Abandoned,
+    /// The kernel killed the child when it had used up its CPU time.
+    OutOfCpu,
+    /// The child failed because it got no more memory.
+    OutOfMemory,
+}
+
+/// When a child is killed.
+struct End<'a> {
+    deadline: Instant,
+    patience: &'a Patience,
+}
+
+impl End<'_> {
+    fn has_come(&self) -> bool {
+        Instant::now() >= self.deadline || self.patience.is_over()
+    }
+
+    /// Whose end it was.
+    fn kind<T>(&self) -> Ended<T> {
+        if self.patience.is_over() {
+            Ended::Abandoned
+        } else {
+            Ended::TimedOut
+        }
+    }
 }
 
 /// Kills and reaps its child when dropped, whatever happened before.
@@ -112,24 +165,46 @@ impl Guarded {
         }
     }
 
-    /// Waits until the child has exited or the deadline has passed, when it is killed.
-    fn wait(&self, deadline: Instant) -> io::Result<ExitStatus> {
+    /// Waits until the child has exited or its end has come, when it is killed. Also returns the CPU time it used, where the system tells.
+    fn wait(&self, end: &End<'_>) -> io::Result<(ExitStatus, Option<Duration>)> {
         loop {
-            let status = {
+            {
                 let mut watched = self.lock();
-                let status = watched.child.try_wait()?;
-                watched.reaped = status.is_some();
-                status
-            };
-            if let Some(status) = status {
-                return Ok(status);
+                let id = watched.child.id();
+                if has_exited(id) {
+                    // Gone when it is reaped.
+                    let used = cpu_time(id);
+                    let status = watched.child.wait()?;
+                    watched.reaped = true;
+                    return Ok((status, used));
+                }
             }
-            if Instant::now() >= deadline {
+            if end.has_come() {
                 self.kill();
             }
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// Whether a child waits to be reaped, or cannot be waited for.
+fn has_exited(id: u32) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let id = Pid::from_raw(id.cast_signed());
+    id.is_none_or(|id| !matches!(waitid(WaitId::Pid(id), options), Ok(None)))
+}
+
+/// CPU time of a process, all its threads together, also when it waits to be reaped. Only Linux tells.
+///
+/// # Source
+/// proc(5): fields 14 and 15 of `stat`, in hundredths of a second on every architecture.
+fn cpu_time(id: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The second field is a name in brackets, which may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields = fields.split_whitespace().skip(11).take(2);
+    let ticks: Vec<u64> = fields.filter_map(|field| field.parse().ok()).collect();
+    Some(Duration::from_millis(10 * ticks.iter().sum::<u64>()))
 }
 
 impl Drop for Guarded {
@@ -148,9 +223,68 @@ pub(super) fn run<T>(
     job: Job<'_>,
     read: impl FnOnce(&mut ChildStdout) -> Result<Option<T>, MediaError>,
 ) -> Result<Ended<T>, MediaError> {
-    let mut command = job.command;
-    let deadline = Instant::now() + job.time;
-    let mut input = job.input.try_clone().map_err(MediaError::Internal)?;
+    let end = End {
+        deadline: job
+            .patience
+            .clip(Instant::now() + job.settings.video_timeout),
+        patience: job.patience,
+    };
+    if end.patience.is_over() {
+        return Ok(Ended::Abandoned);
+    }
+    let (child, mut stdout, words) = start(job.command, job.input)?;
+    let (finished, watched) = mpsc::channel::<()>();
+    let (result, (killed, seen_bytes)) = std::thread::scope(|scope| {
+        // Reading blocks until the child writes or dies, so another thread keeps the time.
+        let watchdog = scope.spawn(|| watch(&child, &end, watched));
+        // Moved in, so that the watchdog wakes up even when `read` panics.
+        let finished = finished;
+        let result = read(&mut stdout);
+        drop(finished);
+        (result, watchdog.join().unwrap_or_default())
+    });
+    // A child that still writes would wait for a reader for ever.
+    drop(stdout);
+    if killed {
+        return Ok(end.kind());
+    }
+    let output = result?;
+    let (status, used) = child.wait(&end).map_err(MediaError::Internal)?;
+    if status.code() == Some(EXIT_UNCONFINED.into()) {
+        let reason = "the decoder could not be confined or started";
+        return Err(MediaError::Internal(io::Error::other(reason)));
+    }
+    match output {
+        Some(output) if status.success() => return Ok(Ended::Well(output)),
+        _ if end.has_come() => return Ok(end.kind()),
+        _ if status.success() => return Ok(Ended::Badly),
+        _ => {}
+    }
+    let most = Duration::from_secs(job.settings.max_decoder_seconds);
+    // Counted in ticks, of which the last may not be over.
+    let used_up = used.is_none_or(|used| used + LAST_WORDS >= most);
+    let signal = status.signal().and_then(Signal::from_named_raw);
+    match signal {
+        Some(Signal::XCPU) => Ok(Ended::OutOfCpu),
+        Some(Signal::KILL) if used_up => Ok(Ended::OutOfCpu),
+        _ if words.recv_timeout(LAST_WORDS) == Ok(true) => Ok(Ended::OutOfMemory),
+        // What it asked for last was not given.
+        None if seen_bytes > job.settings.max_decoder_bytes / 4 * 3 => Ok(Ended::OutOfMemory),
+        Some(Signal::KILL) => {
+            let reason =
+                "the decoder was killed, and not for its own time: has the machine memory left?";
+            Err(MediaError::Internal(io::Error::other(reason)))
+        }
+        _ => Ok(Ended::Badly),
+    }
+}
+
+/// Starts a child on its input.
+fn start(
+    mut command: Command,
+    input: &File,
+) -> Result<(Guarded, ChildStdout, Receiver<bool>), MediaError> {
+    let mut input = input.try_clone().map_err(MediaError::Internal)?;
     input.rewind().map_err(MediaError::Internal)?;
     let mut child = command
         .env_clear()
@@ -158,48 +292,64 @@ pub(super) fn run<T>(
         .process_group(0)
         .stdin(Stdio::from(input))
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(MediaError::Internal)?;
-    let stdout = child.stdout.take();
+    let pipes = (child.stdout.take(), child.stderr.take());
     let child = Guarded::new(child);
-    let mut stdout =
-        stdout.ok_or_else(|| MediaError::Internal(io::ErrorKind::BrokenPipe.into()))?;
+    let (Some(stdout), Some(stderr)) = pipes else {
+        return Err(MediaError::Internal(io::ErrorKind::BrokenPipe.into()));
+    };
+    let words = listen(stderr).map_err(MediaError::Internal)?;
+    Ok((child, stdout, words))
+}
 
-    let (finished, watched) = mpsc::channel::<()>();
-    let (result, timed_out) = std::thread::scope(|scope| {
-        // Reading blocks until the child writes or dies, so another thread keeps the time.
-        let guarded = &child;
-        let watchdog = scope.spawn(move || {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let late = watched.recv_timeout(left) == Err(RecvTimeoutError::Timeout);
-            if late {
-                guarded.kill();
-            }
-            late
-        });
-        // Moved in, so that the watchdog wakes up even when `read` panics.
-        let finished = finished;
-        let result = read(&mut stdout);
-        drop(finished);
-        (result, watchdog.join().unwrap_or(false))
-    });
-    // A child that still writes would wait for a reader for ever.
-    drop(stdout);
-    if timed_out {
-        return Ok(Ended::TimedOut);
+/// Kills the child when its end comes before the channel's; whether it did, and the most address space it was seen to have, in bytes.
+fn watch(child: &Guarded, end: &End<'_>, finished: Receiver<()>) -> (bool, u64) {
+    let id = child.lock().child.id();
+    let mut seen = 0;
+    loop {
+        let left = end.deadline.saturating_duration_since(Instant::now());
+        if finished.recv_timeout(left.min(LOOK)) != Err(RecvTimeoutError::Timeout) {
+            return (false, seen);
+        }
+        if end.has_come() {
+            child.kill();
+            return (true, seen);
+        }
+        seen = peak_bytes(id).unwrap_or(seen);
     }
-    let output = result?;
-    let status = child.wait(deadline).map_err(MediaError::Internal)?;
-    if status.code() == Some(EXIT_UNCONFINED.into()) {
-        let reason = "the decoder could not be confined or started";
-        return Err(MediaError::Internal(io::Error::other(reason)));
-    }
-    Ok(match output {
-        Some(output) if status.success() => Ended::Well(output),
-        _ if Instant::now() >= deadline => Ended::TimedOut,
-        _ => Ended::Badly,
-    })
+}
+
+/// The most address space a process has had. Only Linux tells.
+///
+/// # Source
+/// proc(5): `VmPeak` in `status`, in KiB.
+fn peak_bytes(id: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmPeak:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+/// Reads what a child complains of until it ends, and then tells whether it was for want of memory. On a thread of its own, which nobody
+/// waits for: the pipe may be held by more than the child.
+fn listen(stderr: ChildStderr) -> io::Result<Receiver<bool>> {
+    let (tell, told) = mpsc::channel();
+    let listening = move || {
+        let mut words = Vec::new();
+        let mut stderr = stderr.take(MAX_WORDS_BYTES);
+        let read = stderr.read_to_end(&mut words);
+        // A child whose words nobody takes would wait.
+        let rest = io::copy(stderr.get_mut(), &mut io::sink());
+        let words = String::from_utf8_lossy(&words);
+        let said = OUT_OF_MEMORY.iter().any(|&these| words.contains(these));
+        let _ = tell.send(said && read.is_ok() && rest.is_ok());
+    };
+    let thread = std::thread::Builder::new().name("decoder-words".to_owned());
+    thread.spawn(listening)?;
+    Ok(told)
 }
 
 /// Reads until the output ends, at most `limit` bytes: `None` when there is more.
@@ -240,12 +390,27 @@ mod tests {
     use std::io::Write;
 
     fn sh(script: &str, input: &File, time: Duration) -> Result<Ended<Vec<u8>>, MediaError> {
+        sh_for(script, input, time, &Patience::default())
+    }
+
+    fn sh_for(
+        script: &str,
+        input: &File,
+        time: Duration,
+        patience: &Patience,
+    ) -> Result<Ended<Vec<u8>>, MediaError> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
+        let settings = MediaSettings {
+            video_timeout: time,
+            max_decoder_seconds: 1,
+            ..MediaSettings::default()
+        };
         let job = Job {
             command,
             input,
-            time,
+            settings: &settings,
+            patience,
         };
         run(job, |output| {
             read_all(output, 1000).map_err(MediaError::Internal)
@@ -320,7 +485,8 @@ mod tests {
         let job = Job {
             command,
             input: &file,
-            time: LONG,
+            settings: &MediaSettings::default(),
+            patience: &Patience::default(),
         };
         let began = Instant::now();
         let result = run::<()>(job, |_| {
@@ -328,6 +494,52 @@ mod tests {
         });
         assert!(matches!(result, Err(MediaError::Internal(_))));
         assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_child_nobody_waits_for_any_more_is_killed() {
+        for script in ["exec /bin/sleep 60", "exec >&-; exec /bin/sleep 60"] {
+            let (waiter, patience) = Patience::until(Instant::now() + LONG);
+            let leaving = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(200));
+                drop(waiter);
+            });
+            let began = Instant::now();
+            let ended = sh_for(script, &input(""), LONG, &patience).unwrap();
+            assert!(matches!(ended, Ended::Abandoned), "{script}");
+            assert!(began.elapsed() < LONG / 2, "{script}");
+            leaving.join().unwrap();
+            // The next step of the same request is not begun.
+            let next = sh_for("exit 97", &input(""), LONG, &patience);
+            assert!(matches!(next, Ok(Ended::Abandoned)));
+        }
+        let (_waiter, patience) = Patience::until(Instant::now() + Duration::from_millis(200));
+        let began = Instant::now();
+        let ended = sh_for("exec /bin/sleep 60", &input(""), LONG, &patience).unwrap();
+        assert!(matches!(ended, Ended::Abandoned));
+        assert!(began.elapsed() < LONG / 2);
+    }
+
+    #[test]
+    fn the_limit_a_child_came_to_is_told() {
+        let ended = |script: &str| sh(script, &input(""), LONG);
+        // With limits of the shell's own, by which the kernel kills as it does with the sandbox's.
+        let spun = ended("ulimit -t 1; while :; do :; done");
+        assert!(matches!(spun, Ok(Ended::OutOfCpu)));
+        // As FFmpeg says it; `clips` has FFmpeg itself say it.
+        let refused = ended("echo 'get_buffer: Cannot allocate memory' >&2; exit 1");
+        assert!(matches!(refused, Ok(Ended::OutOfMemory)));
+        // Words without a failure, a failure without words, and more words than anybody reads.
+        let warned = ended("echo Cannot allocate memory >&2");
+        assert!(matches!(warned, Ok(Ended::Well(_))));
+        let loud = ended("head -c 1000000 /dev/zero >&2; exit 1");
+        assert!(matches!(loud, Ok(Ended::Badly)));
+        assert!(matches!(ended("kill -SEGV $$"), Ok(Ended::Badly)));
+        if cfg!(target_os = "linux") {
+            // By somebody else, as by a kernel without memory: no fault of the video's.
+            let killed = ended("kill -KILL $$");
+            assert!(matches!(killed, Err(MediaError::Internal(_))));
+        }
     }
 
     #[test]

@@ -94,6 +94,38 @@ pub(super) fn read_report(
     };
     super::super::image::check_size(width, height, settings)?;
 
+    let frames = count_frames(&report, stream, settings)?;
+    let fps = stream
+        .avg_frame_rate
+        .as_deref()
+        .and_then(ratio)
+        .ok_or_else(damaged)?;
+    check_duration(&report, stream, frames as f64 / fps, settings)?;
+
+    let turn = stream
+        .side_data_list
+        .iter()
+        .find_map(|data| data.rotation)
+        .unwrap_or(0.0);
+    let rotation = Rotation::from_degrees(turn);
+    let (width, height) = rotation.turned(width, height);
+    Ok((
+        VideoInfo {
+            frames,
+            fps,
+            width,
+            height,
+        },
+        rotation,
+    ))
+}
+
+/// How many frames are shown, unless they are none or too many, or fewer than the container announces are there.
+fn count_frames(
+    report: &Report,
+    stream: &Stream,
+    settings: &MediaSettings,
+) -> Result<u64, MediaError> {
     // Differs from the reference: decord counts also the packets an edit list hides (a clip trimmed without re-encoding has
     // them), and then returns other frames than asked for, depending on the order of reading. Hidden packets are no frames here.
     let frames = report
@@ -121,29 +153,7 @@ pub(super) fn read_report(
     if (report.packets.len() as u64) < announced {
         return Err(damaged());
     }
-    let fps = stream
-        .avg_frame_rate
-        .as_deref()
-        .and_then(ratio)
-        .ok_or_else(damaged)?;
-    check_duration(&report, stream, frames as f64 / fps, settings)?;
-
-    let turn = stream
-        .side_data_list
-        .iter()
-        .find_map(|data| data.rotation)
-        .unwrap_or(0.0);
-    let rotation = Rotation::from_degrees(turn);
-    let (width, height) = rotation.turned(width, height);
-    Ok((
-        VideoInfo {
-            frames,
-            fps,
-            width,
-            height,
-        },
-        rotation,
-    ))
+    Ok(frames)
 }
 
 /// Refuses a clip that is too long by any account: the container's, the stream's, or its frames'.

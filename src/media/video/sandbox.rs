@@ -117,14 +117,24 @@ impl fmt::Display for Layers {
 ///
 /// Call it in a process of one thread: the layers hold for the thread that puts them on and what it becomes.
 pub fn enter(confinement: &Confinement) -> io::Error {
-    match confine(confinement) {
-        Ok((layers, _)) if confinement.required && !layers.is_complete() => {
-            let missing = layers.missing().join(", ");
-            io::Error::other(format!("the sandbox is not complete, it lacks: {missing}"))
-        }
-        Ok((_, program)) => program.become_it(&confinement.args),
+    let entered = confine(confinement).and_then(|(layers, program)| {
+        check(layers, confinement.required)?;
+        Ok(program)
+    });
+    match entered {
+        Ok(program) => program.become_it(&confinement.args),
         Err(error) => error,
     }
+}
+
+/// Refuses to go on without a layer where all are required.
+fn check(layers: Layers, required: bool) -> io::Result<()> {
+    if !required || layers.is_complete() {
+        return Ok(());
+    }
+    let missing = layers.missing().join(", ");
+    let reason = format!("the sandbox is not complete, it lacks: {missing}");
+    Err(io::Error::other(reason))
 }
 
 /// Confines the process and tells which layers hold, without becoming anything.
@@ -225,5 +235,9 @@ mod tests {
             "only the namespace may lack"
         );
         assert_eq!(some[5].missing(), ["Landlock"]);
+        // What becomes of a decoder that must be confined.
+        let refused = check(some[5], true).unwrap_err().to_string();
+        assert!(refused.ends_with("it lacks: Landlock"), "{refused}");
+        assert!(check(some[5], false).is_ok() && check(some[4], true).is_ok());
     }
 }

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use crate::server::{Server, media};
+use crate::server::{Server, media, skipped};
 use capture::Capture;
 use urls::{Answer, Case};
 
@@ -74,7 +74,7 @@ fn no_url_reaches_what_is_not_public_and_every_honest_one_is_fetched() {
     match probe.output() {
         Ok(output) if output.status.success() && Path::new("/etc/resolv.conf").exists() => {}
         _ => {
-            eprintln!("skipped: needs unshare, ip and the right to make network namespaces");
+            skipped("needs unshare, ip and the right to make network namespaces");
             return;
         }
     }

@@ -13,7 +13,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 /// Incidents (CVE, advisory or issue, and in what), the rule, and the test: a file and a function of it.
-const INCIDENTS: [(&str, &str, &str); 46] = [
+const INCIDENTS: [(&str, &str, &str); 50] = [
     (
         "CVE-2025-6242 vLLM; SGLang #30801; llama-cpp-python #2220; transformers #47230: any host was fetched",
         "only addresses that are global unicast",
@@ -146,8 +146,13 @@ const INCIDENTS: [(&str, &str, &str); 46] = [
     ),
     (
         "vLLM #57525: a decoder walked every frame to the last one sampled",
-        "a video's seconds are capped before it is decoded",
-        "tests/integration/incidents/inputs.rs::every_way_to_many_frames_is_capped",
+        "a video's frames and seconds are capped before it is decoded",
+        "tests/integration/clips.rs::limits_hold_before_decoding",
+    ),
+    (
+        "vLLM #57525: the same, for as long as it takes",
+        "the decoder has a limit on CPU time, and its end is told as what it is",
+        "tests/integration/escapes.rs::a_decoder_that_spins_is_killed_by_the_kernel_when_its_cpu_time_is_over",
     ),
     (
         "vLLM #47010, SGLang #28588: a small file became gigabytes of pixels",
@@ -217,17 +222,32 @@ const INCIDENTS: [(&str, &str, &str); 46] = [
     (
         "CVE-2022-45198 Pillow: a frame of a GIF grew the canvas",
         "the size of the frame counts too",
-        "tests/integration/incidents/decoders.rs::a_frame_larger_than_its_gif_does_no_harm",
+        "tests/integration/incidents/decoders.rs::a_frame_larger_than_its_gif_counts_with_its_own_size",
     ),
     (
         "CVE-2023-4863, RUSTSEC-2023-0061 libwebp; CVE-2026-112403: memory unsafety in decoders",
         "WebP is decoded in Rust, and nothing links libwebp",
-        "tests/integration/incidents/decoders.rs::no_decoder_in_c_but_the_one_for_jpeg_is_linked",
+        "tests/integration/incidents/decoders.rs::no_c_but_the_decoder_of_jpeg_and_the_crypto_is_linked",
     ),
     (
         "CVE-2016-1897, -1898, CVE-2017-9993, CVE-2026-75146, -107695, -107697, -107698 FFmpeg: playlists read files and made requests",
         "containers are told by our own look at them, playlists are none",
+        "tests/integration/playlists.rs::lists_dressed_as_videos_read_no_file_and_ask_nobody",
+    ),
+    (
+        "the same, by way of a server",
+        "clients of a server get no playlist through either",
         "tests/integration/incidents/decoders.rs::playlists_reach_neither_files_nor_the_network",
+    ),
+    (
+        "CVE-2026-125262 FFmpeg: memory unsafety in the decoders of H.264 and HEVC",
+        "a decoder that has been taken over reaches nothing",
+        "tests/integration/escapes.rs::nothing_a_taken_over_decoder_tries_comes_through",
+    ),
+    (
+        "CVE-2026-125262 FFmpeg: the same, in a server",
+        "a server goes on as if nothing had been",
+        "tests/integration/escapes.rs::a_server_is_unharmed_by_what_its_decoders_try",
     ),
     (
         "CVE-2023-44487 HTTP/2: requests that are cancelled again and again",
