@@ -211,6 +211,28 @@ async fn health(address: &str, lasting: Duration) -> Report {
     open(address, (50.0, 8), lasting, Rc::new(move |_| ask.clone())).await
 }
 
+/// What must hold of answers, refusals and health under ten times the load, `deadline` in milliseconds.
+fn check_overload((peak, load, health): (&Report, &Report, &Report), deadline: f64) -> Held {
+    let refused = load.quantile(&[429, 503], 0.99);
+    require(load.goodput() >= GOODPUT_OF_PEAK * peak.goodput(), || {
+        "goodput under overload".to_owned()
+    })?;
+    require(refused <= REFUSAL_P99_MS, || {
+        format!("refusals {refused} ms")
+    })?;
+    let healthy = health.quantile(&[200], 0.99);
+    require(
+        healthy <= HEALTH_P99_MS && health.count(200) == health.total(),
+        || format!("health {healthy} ms: {}", health.shown()),
+    )?;
+    require(load.without_retry_after == 0, || "Retry-After".to_owned())?;
+    require(load.faults() == 0, || format!("faults: {}", load.shown()))?;
+    let slowest = load.quantile(&[200], 1.0);
+    require(slowest <= deadline, || {
+        format!("an accepted request took {slowest:.0} ms")
+    })
+}
+
 /// Ten times what can be sustained.
 pub(crate) async fn overload(options: &Options) -> Held {
     let server = Server::start(options, &[], None);
@@ -262,23 +284,7 @@ pub(crate) async fn overload(options: &Options) -> Held {
         "overload/half the peak, one deadline later: {}",
         after.shown()
     );
-    require(load.goodput() >= GOODPUT_OF_PEAK * peak.goodput(), || {
-        "goodput under overload".to_owned()
-    })?;
-    require(refused <= REFUSAL_P99_MS, || {
-        format!("refusals {refused} ms")
-    })?;
-    let healthy = health.quantile(&[200], 0.99);
-    require(
-        healthy <= HEALTH_P99_MS && health.count(200) == health.total(),
-        || format!("health {healthy} ms: {}", health.shown()),
-    )?;
-    require(load.without_retry_after == 0, || "Retry-After".to_owned())?;
-    require(load.faults() == 0, || format!("faults: {}", load.shown()))?;
-    let slowest = load.quantile(&[200], 1.0);
-    require(slowest <= deadline, || {
-        format!("an accepted request took {slowest:.0} ms")
-    })?;
+    check_overload((&peak, &load, &health), deadline)?;
     let grown = server.memory() as f64 / memory as f64;
     require(grown <= MEMORY_UNDER_OVERLOAD, || {
         format!("memory grew to {grown:.2} of what it was a quarter into the load")
@@ -428,11 +434,11 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     let (load, (), ()) = tokio::join!(load, watching, probe.watch(address, lasting));
     println!("mixed/70 %: {}", load.shown());
     // The first half warms up.
-    let memory = memory.borrow();
+    let memory = memory.into_inner();
     let warm = &memory[memory.len() / 2..];
     let last = warm.last().map_or(0.0, |point| point.1);
     let percent = 100.0 * slope(warm) / last;
-    let files = files.borrow();
+    let files = files.into_inner();
     let warm = &files[files.len() / 2..];
     let fewest = warm.iter().min().copied().unwrap_or_default();
     let most = warm.iter().max().copied().unwrap_or_default();
