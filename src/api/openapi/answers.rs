@@ -256,6 +256,7 @@ fn info() -> Value {
     let preprocessing: Map<String, Value> = preprocessing.into_iter().collect();
     let limits = [
         "max_body_bytes",
+        "max_held_bytes",
         "max_inputs",
         "max_input_tokens",
         "max_media_bytes",
