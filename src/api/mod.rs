@@ -165,6 +165,7 @@ pub struct ApiState {
     draining: Arc<AtomicBool>,
     /// Permits for reading and writing JSON of megabytes: one for each core.
     workers: Arc<Semaphore>,
+    /// What the bodies of all requests hold.
     bodies: BodyMemory,
 }
 

@@ -114,7 +114,7 @@ impl VideoFile {
     /// [`VideoFile::open_for`] somebody who waits as long as it takes.
     ///
     /// # Errors
-    /// The same.
+    /// Those of [`VideoFile::open_for`].
     pub fn open(bytes: Bytes, settings: &MediaSettings) -> Result<Self, MediaError> {
         Self::open_for(bytes, settings, &Patience::default())
     }
