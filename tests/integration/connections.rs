@@ -1,5 +1,6 @@
 //! Clients that are slow, silent or too loud: what they hold, and for how long.
 
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -86,6 +87,43 @@ async fn slow_headers_slow_bodies_and_idle_connections_are_closed_in_time() {
             "{what}: {said:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_limit_of_connections_the_next_waits_and_operators_are_answered() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let operators = free.local_addr().unwrap();
+    drop(free);
+    let server = Server::start(
+        &[
+            "--max-connections=3",
+            "--metrics-address",
+            &operators.to_string(),
+        ],
+        &[],
+    );
+    let ask = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut begun = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        stream.write_all(ask).await.unwrap();
+        assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+        begun.push(stream);
+    }
+    let mut next = TcpStream::connect(server.address()).await.unwrap();
+    next.write_all(ask).await.unwrap();
+    let mut said = [0; 1024];
+    let early = tokio::time::timeout(Duration::from_millis(300), next.read(&mut said)).await;
+    assert!(early.is_err(), "a fourth was served: {early:?}");
+    for path in ["health", "health/live", "metrics"] {
+        let answer = reqwest::get(format!("http://{operators}/{path}")).await;
+        assert_eq!(answer.unwrap().status(), 200, "{path}");
+    }
+    // A place that becomes free is the next one's.
+    begun.pop();
+    let read = tokio::time::timeout(SLACK, next.read(&mut said)).await;
+    let read = read.expect("its turn came").unwrap();
+    assert!(said[..read].starts_with(b"HTTP/1.1 200"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

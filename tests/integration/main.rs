@@ -20,6 +20,7 @@ mod fetching;
 mod forms;
 mod fuzzing;
 mod incidents;
+mod leaving;
 mod lifecycle;
 mod meaning;
 mod observability;
