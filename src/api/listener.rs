@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::{HeaderValue, Version, header};
 use axum::response::Response;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -31,10 +32,20 @@ use crate::telemetry;
 /// Pieces an answer is handed to the connection in.
 const PIECE_BYTES: usize = 64 * 1024;
 
+/// Connections above the limit that are still answered, so that who asks for health is told and everyone else is refused at once. Beyond
+/// these, clients wait in the kernel's queue.
+const SPARE_CONNECTIONS: usize = 64;
+/// Longest time such a connection may be idle.
+const SPARE_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Marks a request that came over a connection above the limit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Crowded;
+
 /// Limits of connections.
 #[derive(Debug, Clone)]
 pub struct ListenerSettings {
-    /// Most connections at a time; more wait in the kernel's queue.
+    /// Most connections at a time.
     pub max_connections: usize,
     /// Time a client has to send its headers, and may leave a connection unused.
     pub idle_timeout: Duration,
@@ -75,13 +86,14 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> bool {
     let places = Arc::new(Semaphore::new(settings.max_connections));
+    let room = Arc::new(Semaphore::new(settings.max_connections + SPARE_CONNECTIONS));
     let graceful = GracefulShutdown::new();
     let (stopping, stopped) = watch::channel(());
     let builder = builder(&settings);
     let accept = async {
         loop {
-            // The place is taken before the connection: at the limit, clients wait in the kernel's queue.
-            let Ok(place) = places.clone().acquire_owned().await else {
+            // Room is made sure of before the connection is taken.
+            let Ok(room) = room.clone().acquire_owned().await else {
                 return;
             };
             let stream = match listener.accept().await {
@@ -95,15 +107,20 @@ pub async fn serve(
             };
             // Small answers should not wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
+            let place = places.clone().try_acquire_owned().ok();
             let connection = Connection {
                 router: router.clone(),
                 builder: builder.clone(),
                 watcher: graceful.watcher(),
                 stopped: stopped.clone(),
-                idle_timeout: settings.idle_timeout,
+                idle_timeout: match place {
+                    Some(_) => settings.idle_timeout,
+                    None => settings.idle_timeout.min(SPARE_IDLE_TIMEOUT),
+                },
+                is_crowded: place.is_none(),
             };
             let tls = settings.tls.as_ref().map(Tls::acceptor);
-            tokio::spawn(connection.run(stream, tls, place));
+            tokio::spawn(connection.run(stream, tls, (room, place)));
         }
     };
     tokio::select! {
@@ -144,10 +161,14 @@ struct Connection {
     /// Ends when the server stops.
     stopped: watch::Receiver<()>,
     idle_timeout: Duration,
+    is_crowded: bool,
 }
 
+/// What a connection holds while it is open.
+type Place = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
 impl Connection {
-    async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>, _place: OwnedSemaphorePermit) {
+    async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>, _place: Place) {
         let _open = telemetry::metrics().connection();
         let activity = Activity::new();
         let idle_timeout = self.idle_timeout;
@@ -186,8 +207,11 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = self.router;
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (router, is_crowded) = (self.router, self.is_crowded);
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            if is_crowded {
+                request.extensions_mut().insert(Crowded);
+            }
             answer(router.clone(), request, activity.clone())
         });
         let connection = self
@@ -206,7 +230,13 @@ async fn answer(
     activity: Activity,
 ) -> Result<Response, Infallible> {
     let _in_flight = activity.begin();
-    let response = router.oneshot(request.map(Body::new)).await?;
+    let closes =
+        request.extensions().get::<Crowded>().is_some() && request.version() < Version::HTTP_2;
+    let mut response = router.oneshot(request.map(Body::new)).await?;
+    if closes {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     Ok(response.map(|body| {
         Body::new(Paced {
             body,

@@ -44,8 +44,10 @@ use std::time::Duration;
 
 pub use auth::ApiKeys;
 use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
-use axum::middleware;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use embeddings::OpenAi;
 pub use error::{ApiError, ErrorCode};
@@ -59,6 +61,7 @@ use crate::processor::PixelOptions;
 use crate::service::{Embedder, Proof};
 use crate::telemetry::{self, metrics::ModelLabels};
 use body::BodyMemory;
+use listener::Crowded;
 
 /// What the wire allows.
 #[derive(Debug, Clone, PartialEq)]
@@ -303,6 +306,10 @@ pub fn router(state: ApiState) -> Router {
         .layer(middleware::from_fn_with_state(
             state.clone(),
             auth::require_key,
+        ))
+        .layer(middleware::from_fn_with_state(
+            state.settings.max_connections,
+            refuse_crowded,
         ));
     unguarded(open_routes())
         .merge(guarded)
@@ -334,6 +341,15 @@ fn unguarded(
         router = router.route(path, route);
     }
     router.method_not_allowed_fallback(method_not_allowed)
+}
+
+/// Refuses what comes over a connection above the limit; health, which is not asked for a key either, is still answered.
+async fn refuse_crowded(State(limit): State<usize>, request: Request, next: Next) -> Response {
+    if request.extensions().get::<Crowded>().is_none() {
+        return next.run(request).await;
+    }
+    let message = format!("all {limit} connections are in use");
+    ApiError::new(ErrorCode::QueueFull, message).into_response()
 }
 
 async fn not_found(uri: Uri) -> ApiError {

@@ -219,7 +219,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("server.port", integer(0, 65_535), "8080", &["port"],
         "Port to listen on. 0 picks a free one; the URL is the last start-up line."),
     setting("server.max_connections", integer(1, 1_000_000), "4096", &["max-connections"],
-        "Most open connections; more wait to be accepted."),
+        "Most open connections. Some more are answered health, and 429 to all else; beyond them, clients wait to be accepted."),
     setting("server.threads", integer(0, 1024), "0", &[],
         "Threads that read requests and write answers. 0: one for each two cores, for the encoder computes on all of them."),
     setting("server.idle_timeout_ms", integer(1, DAY_MS), "20000", &[],
