@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::kernels::take_usual_turns;
 use crate::media::video::sandbox::{self, Confinement, EXIT_UNCONFINED};
 
 /// What the server says to its child.
@@ -33,6 +34,8 @@ pub(super) struct DecodeVideoArgs {
 
 /// Confines this process and becomes the program; returns only when that fails, or when there was only something to tell.
 pub(super) fn run(args: DecodeVideoArgs) -> ExitCode {
+    // A thread of the server's that has short turns started it.
+    take_usual_turns();
     let confinement = Confinement {
         program: args.program,
         args: args.args,

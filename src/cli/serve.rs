@@ -20,6 +20,7 @@ use crate::api::{
 use crate::batcher::Batcher;
 use crate::config::{Config, Secret};
 use crate::engine::{CheckpointSource, EngineError};
+use crate::kernels::prefer_short_turns;
 use crate::media::video::{self, sandbox::Layers};
 use crate::media::{MediaError, MediaLoader, MediaSettings};
 use crate::service::{Background, Embedder, Reranker, TokenQuota};
@@ -44,6 +45,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let sandbox = check_video(&config.media)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(async_threads(config.server.threads))
+        .on_thread_start(prefer_short_turns)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;

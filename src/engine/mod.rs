@@ -32,7 +32,7 @@ use roster::{Place, Roster};
 use sights::Sights;
 use threads::{Lines, Work, workers};
 
-use crate::kernels::{Gate, Kernels};
+use crate::kernels::{Gate, Kernels, prefer_short_turns, take_usual_turns};
 use crate::model::{ModelError, PackedBatch, Task};
 
 /// Which number format the model computes in.
@@ -164,7 +164,10 @@ impl Engine {
         let gate = Arc::new(Gate::default());
         let guarded = Arc::clone(&gate);
         let pool = workers("encoder", settings.threads)
-            .start_handler(move |_| Gate::guard_this_thread(Arc::clone(&guarded)))
+            .start_handler(move |_| {
+                take_usual_turns();
+                Gate::guard_this_thread(Arc::clone(&guarded));
+            })
             .build()
             .map_err(|error| refused(error.to_string()))?;
         let is_host = matches!(picked.kernels, Kernels::Host { .. });
@@ -187,6 +190,7 @@ impl Engine {
         };
         let lines = if is_host {
             let between = workers("urgent", settings.threads)
+                .start_handler(|_| prefer_short_turns())
                 .build()
                 .map_err(|error| refused(error.to_string()))?;
             work.on_the_host(pool, (between, gate))

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::pass::{self, Memory};
 use super::roster::Roster;
 use super::{Encoded, EngineError, Heartbeat};
-use crate::kernels::{Gate, keep_awake};
+use crate::kernels::{Gate, keep_awake, prefer_short_turns};
 use crate::model::PackedBatch;
 
 type Outcome = Result<Vec<Encoded>, EngineError>;
@@ -103,6 +103,7 @@ impl Work {
         })?;
         let counted = Arc::clone(&under_way);
         spawn("engine-urgent", move || {
+            prefer_short_turns();
             each(&Mutex::new(between_queue), |job| {
                 let pass = || keep_awake(|| second.answer(job, &counted, None));
                 gate.closed(|| between_pool.install(pass));

@@ -16,6 +16,7 @@ mod pausing;
 mod plain;
 #[cfg(test)]
 mod tests;
+mod turns;
 pub mod weight;
 
 pub use activations::Activations;
@@ -26,6 +27,7 @@ pub use linear::{
     Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
 };
 pub use pausing::Gate;
+pub use turns::{prefer_short_turns, take_usual_turns};
 pub use weight::{HostTensor, WeightDtype, WeightMap};
 
 use candle_core::{DType, Device, Result, Tensor};

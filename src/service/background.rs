@@ -10,6 +10,8 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
+use crate::kernels::take_usual_turns;
+
 /// Added to the nice value: the kernel gives such a thread a tenth of a core that another one wants too.
 #[cfg(target_os = "linux")]
 const NICER: i32 = 10;
@@ -53,8 +55,9 @@ impl Background {
     }
 }
 
-/// Lowers the priority of this thread. Only Linux has one for each thread; elsewhere they compete as equals.
+/// Lowers the priority of this thread, and takes back the short turns of the one it was started by. Only Linux has one for each thread; elsewhere they compete as equals.
 fn step_back() {
+    take_usual_turns();
     #[cfg(target_os = "linux")]
     {
         let nice = rustix::process::getpriority_process(None).unwrap_or(0);
