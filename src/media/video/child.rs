@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
-use super::patience::Patience;
+use super::patience::{End, Patience};
 use super::sandbox::EXIT_UNCONFINED;
 use crate::media::{MediaError, MediaSettings};
 
@@ -112,23 +112,13 @@ pub(super) enum Ended<T> {
     OutOfMemory,
 }
 
-/// When a child is killed.
-struct End<'a> {
-    deadline: Instant,
-    patience: &'a Patience,
-}
-
-impl End<'_> {
-    fn has_come(&self) -> bool {
-        Instant::now() >= self.deadline || self.patience.is_over()
-    }
-
-    /// Whose end it was.
-    fn kind<T>(&self) -> Ended<T> {
-        if self.patience.is_over() {
-            Ended::Abandoned
+impl<T> Ended<T> {
+    /// Of what is broken off when its end has come: whose end that was.
+    pub(super) fn at(end: End<'_>) -> Self {
+        if end.patience.is_over() {
+            Self::Abandoned
         } else {
-            Ended::TimedOut
+            Self::TimedOut
         }
     }
 }
@@ -223,13 +213,8 @@ pub(super) fn run<T>(
     job: Job<'_>,
     read: impl FnOnce(&mut ChildStdout) -> Result<Option<T>, MediaError>,
 ) -> Result<Ended<T>, MediaError> {
-    let end = End {
-        deadline: job
-            .patience
-            .clip(Instant::now() + job.settings.video_timeout),
-        patience: job.patience,
-    };
-    if end.patience.is_over() {
+    let end = job.patience.end(job.settings.video_timeout);
+    if job.patience.is_over() {
         return Ok(Ended::Abandoned);
     }
     let (child, mut stdout, words) = start(job.command, job.input)?;
@@ -246,7 +231,7 @@ pub(super) fn run<T>(
     // A child that still writes would wait for a reader for ever.
     drop(stdout);
     if killed {
-        return Ok(end.kind());
+        return Ok(Ended::at(end));
     }
     let output = result?;
     let (status, used) = child.wait(&end).map_err(MediaError::Internal)?;
@@ -256,7 +241,7 @@ pub(super) fn run<T>(
     }
     match output {
         Some(output) if status.success() => return Ok(Ended::Well(output)),
-        _ if end.has_come() => return Ok(end.kind()),
+        _ if end.has_come() => return Ok(Ended::at(end)),
         _ if status.success() => return Ok(Ended::Badly),
         _ => {}
     }
