@@ -317,7 +317,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     setting("media.ffprobe", Kind::Text, r#""ffprobe""#, &[],
         "The ffprobe program, likewise."),
     setting("media.video_timeout_ms", integer(1, DAY_MS), "30000", &[],
-        "Time FFmpeg may take for one video file."),
+        "Time each step of decoding one video may take."),
     setting("media.max_video_frames", integer(1, MOST), "36000", &[],
         "Most frames of a video file, of which few are sampled; all before the last of those are decoded."),
     setting("media.max_decoder_bytes", integer(1 << 28, 1 << 48), "4294967296", &[],

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use self::animation::Animation;
 use self::child::{Ended, Job};
 use self::ffmpeg::{Container, Rotation};
+use self::patience::End;
 pub use self::patience::{Patience, Waiter};
 use self::sandbox::Layers;
 use super::{MediaError, MediaSettings, RgbImage};
@@ -130,7 +131,9 @@ impl VideoFile {
         patience: &Patience,
     ) -> Result<Self, MediaError> {
         if let Some(animation) = Animation::sniff(&bytes) {
-            let (info, scratch_bytes) = animation.probe(settings)?;
+            let end = patience.end(settings.video_timeout);
+            let probed = animation.probe(settings, end);
+            let (info, scratch_bytes) = in_time(probed, end, settings)?;
             return Ok(Self {
                 info,
                 stored: Stored::Animation(animation, scratch_bytes),
@@ -163,7 +166,7 @@ impl VideoFile {
         })
     }
 
-    /// The frames at `indices` (ascending, repeats allowed), in order. Blocks on a child process.
+    /// The frames at `indices` (ascending, repeats allowed), in order. Blocks on a child process, or decodes here.
     ///
     /// # Errors
     /// [`MediaError::InvalidVideo`] when the stream ends before the last index, [`MediaError::TooLarge`] when there are more than
@@ -232,7 +235,11 @@ impl VideoFile {
     /// Decodes the frames at `wanted` (ascending, no repeats).
     fn decode(&self, wanted: &[u64]) -> Result<Vec<RgbImage>, MediaError> {
         let (container, rotation, file) = match &self.stored {
-            Stored::Animation(animation, _) => return animation.frames(wanted, &self.settings),
+            Stored::Animation(animation, _) => {
+                let end = self.patience.end(self.settings.video_timeout);
+                let frames = animation.frames(wanted, &self.settings, end);
+                return in_time(frames, end, &self.settings);
+            }
             Stored::File {
                 container,
                 rotation,
@@ -289,6 +296,19 @@ fn output_of<T>(ended: Ended<T>, settings: &MediaSettings) -> Result<T, MediaErr
             too_costly(limit, "bytes of memory", "media.max_decoder_bytes")
         }
     })
+}
+
+/// What came of decoding here, or that its end came first.
+fn in_time<T>(
+    result: Result<T, MediaError>,
+    end: End<'_>,
+    settings: &MediaSettings,
+) -> Result<T, MediaError> {
+    match result {
+        // A decoder cannot say why it got no more bytes.
+        Err(_) if end.has_come() => output_of(Ended::at(end), settings),
+        result => result,
+    }
 }
 
 /// A file of these bytes that can be read and no more, and that goes with its last descriptor, whatever happens to this process.

@@ -12,6 +12,8 @@ use crate::media::RgbImage;
 
 /// Bits of fraction in Pillow's fixed-point weights: 32 - 8 - 2.
 const PRECISION_BITS: u32 = 22;
+/// What a sum begins with, so that cutting its fraction off rounds it.
+const HALF: i64 = 1 << (PRECISION_BITS - 1);
 /// Half the width of the cubic kernel.
 const SUPPORT: f64 = 2.0;
 
@@ -78,7 +80,7 @@ pub(crate) fn pillow_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbIm
     out.par_chunks_exact_mut(row_bytes)
         .zip(&windows)
         .for_each(|(out, (first, weights))| {
-            let mut sums = vec![1_i32 << (PRECISION_BITS - 1); row_bytes];
+            let mut sums = vec![HALF as i32; row_bytes];
             for (source, &weight) in image.as_raw()[first * row_bytes..]
                 .chunks_exact(row_bytes)
                 .zip(weights)
@@ -94,27 +96,56 @@ pub(crate) fn pillow_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbIm
     rgb(width, height, out)
 }
 
-/// Pillow's horizontal pass.
+/// Pillow's horizontal pass, two rows at a time: their values lie in the halves of one integer of 64 bits, so that each multiplication
+/// does for both.
 fn shrink_rows(image: &RgbImage, width: u32) -> RgbImage {
     let windows = fixed_point(&windows(image.width(), width));
-    let mut out = vec![0_u8; width as usize * image.height() as usize * 3];
-    let rows = image.as_raw().par_chunks_exact(image.width() as usize * 3);
-    out.par_chunks_exact_mut(width as usize * 3)
-        .zip(rows)
-        .for_each(|(out, row)| {
-            for (pixel, (first, weights)) in out.chunks_exact_mut(3).zip(&windows) {
-                let mut sums = [1_i32 << (PRECISION_BITS - 1); 3];
-                for (source, &weight) in row[first * 3..].chunks_exact(3).zip(weights) {
-                    for (sum, &value) in sums.iter_mut().zip(source) {
-                        *sum += i32::from(value) * weight;
-                    }
-                }
-                for (out, sum) in pixel.iter_mut().zip(sums) {
+    let (row_bytes, out_bytes) = (image.width() as usize * 3, width as usize * 3);
+    let mut out = vec![0_u8; out_bytes * image.height() as usize];
+    let rows = image.as_raw().par_chunks(2 * row_bytes);
+    let buffers = || {
+        (
+            vec![0_i64; row_bytes],
+            [vec![0_i32; out_bytes], vec![0_i32; out_bytes]],
+        )
+    };
+    out.par_chunks_mut(2 * out_bytes).zip(rows).for_each_init(
+        buffers,
+        |(values, [upper_sums, lower_sums]), (out, rows)| {
+            // The last of an odd number of rows is alone.
+            let (upper, lower) = rows.split_at(row_bytes);
+            let lower = if lower.is_empty() { upper } else { lower };
+            for ((both, &upper), &lower) in values.iter_mut().zip(upper).zip(lower) {
+                *both = i64::from(upper) | i64::from(lower) << 32;
+            }
+            let pixels = (upper_sums.chunks_exact_mut(3)).zip(lower_sums.chunks_exact_mut(3));
+            for ((upper, lower), (first, weights)) in pixels.zip(&windows) {
+                let sums = weigh_both(&values[first * 3..], weights);
+                upper.copy_from_slice(&sums.map(|both| both as i32));
+                // A lower half below zero has borrowed one from the upper half.
+                let borrowed = |both: i64| i32::from((both as i32) < 0);
+                lower.copy_from_slice(&sums.map(|both| (both >> 32) as i32 + borrowed(both)));
+            }
+            let (upper, lower) = out.split_at_mut(out_bytes);
+            for (out, sums) in [(upper, &upper_sums), (lower, &lower_sums)] {
+                for (out, &sum) in out.iter_mut().zip(sums.iter()) {
                     *out = clip(sum);
                 }
             }
-        });
+        },
+    );
     rgb(width, image.height(), out)
+}
+
+/// One pixel of two rows: the weighted sums of its colours, rounded.
+fn weigh_both(values: &[i64], weights: &[i32]) -> [i64; 3] {
+    let mut sums = [HALF | HALF << 32; 3];
+    for (source, &weight) in values.chunks_exact(3).zip(weights) {
+        for (sum, &both) in sums.iter_mut().zip(source) {
+            *sum += both * i64::from(weight);
+        }
+    }
+    sums
 }
 
 /// Weights times 2^22, rounded half away from zero.

@@ -2,11 +2,18 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::clips;
 use crate::server::{Server, media};
@@ -59,6 +66,70 @@ async fn proxies_of_the_environment_are_not_asked() {
         );
     }
     assert!(proxy.accept().is_err(), "the proxy was asked");
+}
+
+/// Serves a picture by https as `localhost`, and writes the certificate of the authority that vouches for it, which is new each time.
+async fn encrypted_picture_server(authority_pem: &Path) -> u16 {
+    let authority = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&authority).unwrap();
+    std::fs::write(authority_pem, root.pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, authority);
+    let own = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&own, &issuer).unwrap();
+    let key = PrivateKeyDer::try_from(own.serialize_der()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let body = media("parity", "tiny_20x20.png");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(&[head.as_bytes(), &body].concat()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_the_system_is_told_of_is_believed_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let [ours, other] = ["ours.pem", "other.pem"].map(|name| directory.path().join(name));
+    let port = encrypted_picture_server(&ours).await;
+    encrypted_picture_server(&other).await;
+    let ports = format!("--media-allowed-ports={port}");
+    for (roots, told, is_believed) in [
+        ("system", &ours, true),
+        ("system", &other, false),
+        ("webpki", &ours, false),
+    ] {
+        let roots = format!("--media-tls-roots={roots}");
+        let server = Server::start(
+            &["--allow-private-networks", &ports, &roots],
+            &[("SSL_CERT_FILE", told.to_str().unwrap())],
+        );
+        let body = json!({ "input": { "image": format!("https://localhost:{port}/a.png") } });
+        let answer = server.post(&body).await.json();
+        if is_believed {
+            assert!(answer["data"][0]["embedding"].is_array(), "{answer}");
+        } else {
+            assert_eq!(answer["error"]["code"], "media_fetch_failed", "{roots}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

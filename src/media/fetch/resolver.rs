@@ -7,7 +7,8 @@
 //!
 //! Whoever owns a domain decides how long its names take, and can make up as many as he likes. So the names of one domain have a small share
 //! of the questions, and a question that is late moves out of the way of others, as long as there is room for late ones. Honest
-//! names answer within a tenth of a second and meet neither bound.
+//! names answer within a tenth of a second and meet neither bound. Where so many domains are silent that all of this is taken, domains
+//! that answered in time before still have places of their own; ones that are new here wait.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +17,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 use url::{Host, Url};
@@ -26,6 +28,10 @@ const MAX_QUESTIONS: usize = 32;
 const MAX_OF_A_DOMAIN: usize = 4;
 /// Late questions at a time; beyond these they count as others do.
 const MAX_LATE: usize = 64;
+/// Questions at a time about domains that answered in time before, besides these.
+const MAX_PROMPT: usize = 16;
+/// Domains of which it is remembered that they answered in time.
+const REMEMBERED: usize = 4096;
 /// When a question is late.
 const LATE: Duration = Duration::from_millis(500);
 /// Addresses of one name that are dialled in turn, at most.
@@ -40,6 +46,8 @@ pub(super) struct Resolver {
     lookup: Arc<Lookup>,
     questions: Arc<Semaphore>,
     late: Arc<Semaphore>,
+    for_prompt: Arc<Semaphore>,
+    prompt: Arc<Cache<Box<str>, ()>>,
     domains: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
 }
 
@@ -59,6 +67,8 @@ impl Resolver {
             lookup: Arc::new(lookup),
             questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
             late: Arc::new(Semaphore::new(MAX_LATE)),
+            for_prompt: Arc::new(Semaphore::new(MAX_PROMPT)),
+            prompt: Arc::new(Cache::new(REMEMBERED)),
             domains: Arc::default(),
         }
     }
@@ -75,12 +85,26 @@ impl Resolver {
         // In this order, so that who waits for a busy domain keeps no place from others.
         let share = self.share(domain(&name)).acquire_owned().await;
         let share = share.map_err(io::Error::other)?;
-        let question = self.questions.clone().acquire_owned().await;
-        let question = question.map_err(io::Error::other)?;
+        let question = self.place(domain(&name)).await?;
         let (tell, told) = oneshot::channel();
         // A task of its own: the question goes on when nobody waits for it any more.
         tokio::spawn(self.clone().ask((name, port), (share, question), tell));
         told.await.map_err(io::Error::other)?
+    }
+
+    /// Waits until a question about this domain may be asked.
+    async fn place(&self, domain: &str) -> io::Result<OwnedSemaphorePermit> {
+        let common = self.questions.clone().acquire_owned();
+        let place = if self.prompt.get(domain).is_some() {
+            tokio::select! {
+                biased;
+                place = common => place,
+                place = self.for_prompt.clone().acquire_owned() => place,
+            }
+        } else {
+            common.await
+        };
+        place.map_err(io::Error::other)
     }
 
     async fn ask(
@@ -90,10 +114,17 @@ impl Resolver {
         tell: oneshot::Sender<Answer>,
     ) {
         let lookup = Arc::clone(&self.lookup);
+        let domain: Box<str> = domain(&name).into();
         let mut asking = tokio::task::spawn_blocking(move || lookup(&name, port));
         let answer = match timeout(LATE, &mut asking).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                if matches!(answer, Ok(Ok(_))) {
+                    self.prompt.insert(domain, ());
+                }
+                answer
+            }
             Err(_) => {
+                self.prompt.remove(&domain);
                 let late = self.late.try_acquire_owned();
                 let _question = late.is_err().then_some(question);
                 asking.await
@@ -213,6 +244,23 @@ mod tests {
         assert_eq!(resolver.questions.available_permits(), 0);
         drop(hold);
         assert!(is_answered(&resolver, "a.honest.example.org", 4 * LATE).await);
+    }
+
+    #[tokio::test]
+    async fn domains_that_answered_are_found_however_many_others_are_silent() {
+        let (resolver, hold) = scripted();
+        let soon = LATE / 2;
+        assert!(is_answered(&resolver, "a.honest.example.org", soon).await);
+        begin(&resolver, (0..300).map(|i| format!("silent{i}.example"))).await;
+        tokio::time::sleep(3 * LATE).await;
+        let taken = resolver.questions.available_permits() + resolver.late.available_permits();
+        assert_eq!(taken, 0);
+        assert!(is_answered(&resolver, "b.honest.example.org", soon).await);
+        assert!(!is_answered(&resolver, "a.new.example.net", soon).await);
+        // One that falls silent is as others are.
+        assert!(!is_answered(&resolver, "silent.example.org", 2 * LATE).await);
+        assert!(!is_answered(&resolver, "b.honest.example.org", soon).await);
+        drop(hold);
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //! anyway, so nothing has to be installed. Every frame up to the last one wanted is decoded, for each paints over those before it: their
 //! number is limited as that of a list's frames is.
 //!
+//! No process can be killed here, so the end of the time is looked for before each frame, and each time a decoder wants more bytes. Only a
+//! lossy frame of a WebP has all of its bytes at once, and is finished.
+//!
 //! Differs from the reference: it reads a GIF through FFmpeg and an animated WebP not at all. The frames of a GIF are the same.
 
-use std::io::Cursor;
+use std::io::{BufReader, Cursor};
 use std::num::NonZeroU64;
 
 use ::gif::{
@@ -15,6 +18,7 @@ use ::gif::{
 use bytes::Bytes;
 use image_webp::WebPDecoder;
 
+use super::patience::{End, Patient};
 use super::{VideoInfo, check_held, check_pixels, damaged, not_a_video};
 use crate::media::image::{assemble, check_size, flatten_on_white, gif_is_whole, webp_is_whole};
 use crate::media::{MediaError, MediaSettings, RgbImage};
@@ -49,16 +53,21 @@ impl Animation {
     /// them: the canvas, what it was before, and the samples of the largest frame.
     ///
     /// # Errors
-    /// [`MediaError::InvalidVideo`], [`MediaError::TooLarge`], [`MediaError::Unsupported`] for a picture that does not move.
-    pub(super) fn probe(&self, settings: &MediaSettings) -> Result<(VideoInfo, u64), MediaError> {
+    /// [`MediaError::InvalidVideo`], also at the end of the time, [`MediaError::TooLarge`], [`MediaError::Unsupported`] for a picture that
+    /// does not move.
+    pub(super) fn probe(
+        &self,
+        settings: &MediaSettings,
+        end: End<'_>,
+    ) -> Result<(VideoInfo, u64), MediaError> {
         let Probed {
             size: (width, height),
             frames,
             seconds,
             largest_pixels,
         } = match self {
-            Self::Gif(bytes) => probe_gif(bytes, settings)?,
-            Self::WebP(bytes) => probe_webp(bytes, settings)?,
+            Self::Gif(bytes) => probe_gif(bytes, settings, end)?,
+            Self::WebP(bytes) => probe_webp(bytes, settings, end)?,
         };
         let most = settings.max_frames as u64;
         if frames > most {
@@ -90,15 +99,16 @@ impl Animation {
     /// The frames at `wanted` (ascending, no repeats).
     ///
     /// # Errors
-    /// [`MediaError::InvalidVideo`].
+    /// [`MediaError::InvalidVideo`], also at the end of the time.
     pub(super) fn frames(
         &self,
         wanted: &[u64],
         settings: &MediaSettings,
+        end: End<'_>,
     ) -> Result<Vec<RgbImage>, MediaError> {
         match self {
-            Self::Gif(bytes) => gif_frames(bytes, wanted, settings),
-            Self::WebP(bytes) => webp_frames(bytes, wanted, settings),
+            Self::Gif(bytes) => gif_frames(bytes, wanted, settings, end),
+            Self::WebP(bytes) => webp_frames(bytes, wanted, settings, end),
         }
     }
 }
@@ -114,8 +124,9 @@ fn too_many(frames: u64, limit: u64) -> MediaError {
 fn open_gif<'a>(
     bytes: &'a [u8],
     settings: &MediaSettings,
+    end: End<'a>,
     only_headers: bool,
-) -> Result<Decoder<&'a [u8]>, MediaError> {
+) -> Result<Decoder<Patient<'a, &'a [u8]>>, MediaError> {
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::RGBA);
     options.skip_frame_decoding(only_headers);
@@ -125,7 +136,7 @@ fn open_gif<'a>(
         NonZeroU64::new(limit).map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes),
     );
     options
-        .read_info(bytes)
+        .read_info(Patient::new(bytes, end))
         .map_err(|_: DecodingError| damaged())
 }
 
@@ -138,8 +149,8 @@ struct Probed {
     largest_pixels: u64,
 }
 
-fn probe_gif(bytes: &[u8], settings: &MediaSettings) -> Result<Probed, MediaError> {
-    let mut decoder = open_gif(bytes, settings, true)?;
+fn probe_gif(bytes: &[u8], settings: &MediaSettings, end: End<'_>) -> Result<Probed, MediaError> {
+    let mut decoder = open_gif(bytes, settings, end, true)?;
     let size = (u32::from(decoder.width()), u32::from(decoder.height()));
     check_size(size.0, size.1, settings)?;
     let (mut frames, mut hundredths) = (0, 0);
@@ -181,13 +192,17 @@ fn gif_frames(
     bytes: &[u8],
     wanted: &[u64],
     settings: &MediaSettings,
+    end: End<'_>,
 ) -> Result<Vec<RgbImage>, MediaError> {
-    let mut decoder = open_gif(bytes, settings, false)?;
+    let mut decoder = open_gif(bytes, settings, end, false)?;
     let (width, height) = (usize::from(decoder.width()), usize::from(decoder.height()));
     let mut canvas = vec![0; width * height * 4];
     let mut shown = Vec::with_capacity(wanted.len());
     let mut samples = Vec::new();
     for index in 0..=wanted.last().copied().unwrap_or(0) {
+        if end.has_come() {
+            return Err(damaged());
+        }
         let next = decoder.next_frame_info().map_err(|_| damaged())?;
         let frame = next.ok_or_else(damaged)?.clone();
         samples.resize(decoder.buffer_size(), 0);
@@ -235,14 +250,19 @@ fn paint(canvas: &mut [u8], width: usize, frame: &Frame, mut change: impl FnMut(
     }
 }
 
+/// A decoder that gets bytes as long as there is time.
+type WebP<'a> = WebPDecoder<BufReader<Patient<'a, Cursor<&'a [u8]>>>>;
+
 fn open_webp<'a>(
     bytes: &'a [u8],
     settings: &MediaSettings,
-) -> Result<WebPDecoder<Cursor<&'a [u8]>>, MediaError> {
+    end: End<'a>,
+) -> Result<WebP<'a>, MediaError> {
     if !webp_is_whole(bytes) {
         return Err(damaged());
     }
-    let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|_| damaged())?;
+    let source = BufReader::new(Patient::new(Cursor::new(bytes), end));
+    let mut decoder = WebPDecoder::new(source).map_err(|_| damaged())?;
     let (width, height) = decoder.dimensions();
     check_size(width, height, settings)?;
     if !decoder.is_animated() {
@@ -255,8 +275,8 @@ fn open_webp<'a>(
     Ok(decoder)
 }
 
-fn probe_webp(bytes: &[u8], settings: &MediaSettings) -> Result<Probed, MediaError> {
-    let decoder = open_webp(bytes, settings)?;
+fn probe_webp(bytes: &[u8], settings: &MediaSettings, end: End<'_>) -> Result<Probed, MediaError> {
+    let decoder = open_webp(bytes, settings, end)?;
     let (width, height) = decoder.dimensions();
     Ok(Probed {
         size: (width, height),
@@ -271,13 +291,17 @@ fn webp_frames(
     bytes: &[u8],
     wanted: &[u64],
     settings: &MediaSettings,
+    end: End<'_>,
 ) -> Result<Vec<RgbImage>, MediaError> {
-    let mut decoder = open_webp(bytes, settings)?;
+    let mut decoder = open_webp(bytes, settings, end)?;
     let (width, height) = decoder.dimensions();
     let size = decoder.output_buffer_size().ok_or_else(damaged)?;
     let mut samples = vec![0; size];
     let mut shown = Vec::with_capacity(wanted.len());
     for index in 0..=wanted.last().copied().unwrap_or(0) {
+        if end.has_come() {
+            return Err(damaged());
+        }
         decoder.read_frame(&mut samples).map_err(|_| damaged())?;
         if wanted.get(shown.len()) == Some(&index) {
             let rgb = if decoder.has_alpha() {

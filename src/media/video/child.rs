@@ -8,7 +8,8 @@
 //! # Which limit it was
 //!
 //! A child that came to a limit ends like one whose video is damaged: without its output. Time is ours to tell. At the limit on CPU time
-//! the kernel kills, and so it does where the machine has no memory left, so the time the child used decides. Beyond the limit
+//! the kernel kills, and so it does where the machine has no memory left: the time the child used decides, and the kernel's count of those it
+//! killed for memory, which a child at its limit on time leaves as it was. Beyond the limit
 //! on memory allocations fail, and FFmpeg ends of its own accord, of which it says why only where it looked: its words are looked through,
 //! and go nowhere, and where they say nothing, it is what the child was last seen to hold that does.
 
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
-use super::patience::Patience;
+use super::patience::{End, Patience};
 use super::sandbox::EXIT_UNCONFINED;
 use crate::media::{MediaError, MediaSettings};
 
@@ -112,23 +113,13 @@ pub(super) enum Ended<T> {
     OutOfMemory,
 }
 
-/// When a child is killed.
-struct End<'a> {
-    deadline: Instant,
-    patience: &'a Patience,
-}
-
-impl End<'_> {
-    fn has_come(&self) -> bool {
-        Instant::now() >= self.deadline || self.patience.is_over()
-    }
-
-    /// Whose end it was.
-    fn kind<T>(&self) -> Ended<T> {
-        if self.patience.is_over() {
-            Ended::Abandoned
+impl<T> Ended<T> {
+    /// Of what is broken off when its end has come: whose end that was.
+    pub(super) fn at(end: End<'_>) -> Self {
+        if end.patience.is_over() {
+            Self::Abandoned
         } else {
-            Ended::TimedOut
+            Self::TimedOut
         }
     }
 }
@@ -207,6 +198,20 @@ fn cpu_time(id: u32) -> Option<Duration> {
     Some(Duration::from_millis(10 * ticks.iter().sum::<u64>()))
 }
 
+/// How many processes the kernel has killed for want of memory, on the whole machine. Only Linux tells.
+///
+/// # Source
+/// `oom_kill` in `/proc/vmstat`, since Linux 4.13; a kill for a control group's limit counts too.
+fn killed_for_memory() -> Option<u64> {
+    oom_kills(&std::fs::read_to_string("/proc/vmstat").ok()?)
+}
+
+fn oom_kills(vmstat: &str) -> Option<u64> {
+    let mut counts = vmstat.lines().filter_map(|line| line.split_once(' '));
+    let (_, count) = counts.find(|(name, _)| *name == "oom_kill")?;
+    count.trim().parse().ok()
+}
+
 impl Drop for Guarded {
     fn drop(&mut self) {
         self.kill();
@@ -223,15 +228,11 @@ pub(super) fn run<T>(
     job: Job<'_>,
     read: impl FnOnce(&mut ChildStdout) -> Result<Option<T>, MediaError>,
 ) -> Result<Ended<T>, MediaError> {
-    let end = End {
-        deadline: job
-            .patience
-            .clip(Instant::now() + job.settings.video_timeout),
-        patience: job.patience,
-    };
-    if end.patience.is_over() {
+    let end = job.patience.end(job.settings.video_timeout);
+    if job.patience.is_over() {
         return Ok(Ended::Abandoned);
     }
+    let killed_before = killed_for_memory();
     let (child, mut stdout, words) = start(job.command, job.input)?;
     let (finished, watched) = mpsc::channel::<()>();
     let (result, (killed, seen_bytes)) = std::thread::scope(|scope| {
@@ -246,7 +247,7 @@ pub(super) fn run<T>(
     // A child that still writes would wait for a reader for ever.
     drop(stdout);
     if killed {
-        return Ok(end.kind());
+        return Ok(Ended::at(end));
     }
     let output = result?;
     let (status, used) = child.wait(&end).map_err(MediaError::Internal)?;
@@ -256,13 +257,14 @@ pub(super) fn run<T>(
     }
     match output {
         Some(output) if status.success() => return Ok(Ended::Well(output)),
-        _ if end.has_come() => return Ok(end.kind()),
+        _ if end.has_come() => return Ok(Ended::at(end)),
         _ if status.success() => return Ok(Ended::Badly),
         _ => {}
     }
     let most = Duration::from_secs(job.settings.max_decoder_seconds);
     // Sampled: of one second at which the kernel had killed a child its own count said 0.84.
-    let used_up = used.is_none_or(|used| used >= most * 3 / 4);
+    let used_up = used.is_none_or(|used| used >= most * 3 / 4)
+        && killed_for_memory().is_none_or(|now| Some(now) == killed_before);
     let signal = status.signal().and_then(Signal::from_named_raw);
     match signal {
         Some(Signal::XCPU) => Ok(Ended::OutOfCpu),
@@ -539,6 +541,15 @@ mod tests {
             // By somebody else, as by a kernel without memory: no fault of the video's.
             let killed = ended("kill -KILL $$");
             assert!(matches!(killed, Err(MediaError::Internal(_))));
+        }
+    }
+
+    #[test]
+    fn the_kernel_s_kills_for_memory_are_counted_where_it_tells() {
+        let vmstat = "nr_free_pages 7\noom_killed 3\noom_kill 12\nnr_unstable 0\n";
+        assert_eq!(oom_kills(vmstat), Some(12));
+        for odd in ["", "oom_kill", "oom_kill x\n", "nr_free_pages 7\n"] {
+            assert_eq!(oom_kills(odd), None, "{odd}");
         }
     }
 

@@ -18,8 +18,8 @@ fn both_sides(name: &str, protocol: &[u8]) -> (TlsAcceptor, ClientConfig) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = || Arc::new(aws_lc_rs::default_provider());
-    let mut server = ServerConfig::builder_with_provider(provider())
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut server = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -28,12 +28,7 @@ fn both_sides(name: &str, protocol: &[u8]) -> (TlsAcceptor, ClientConfig) {
     server.alpn_protocols = vec![protocol.to_vec()];
     let mut roots = RootCertStore::empty();
     roots.add(certificate).unwrap();
-    let client = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    (Arc::new(server).into(), trust::for_fetching(client))
+    (Arc::new(server).into(), trust::believing(roots).unwrap())
 }
 
 /// Accepts connections and hands each, decrypted, to `serve`.
@@ -113,6 +108,50 @@ async fn certificates_of_others_and_of_nobody_are_refused() {
         let result = fetch(port, client, "/").await;
         assert_eq!(result.unwrap_err().to_string(), UNREACHABLE, "{roots:?}");
     }
+}
+
+#[tokio::test]
+async fn mozillas_list_is_believed_whole_and_no_authority_beside_it() {
+    let listed = webpki_root_certs::TLS_SERVER_ROOT_CERTS.len();
+    let mut roots = trust::mozillas().unwrap();
+    assert!(roots.len() == listed && listed > 100, "{listed}");
+    let one_of_them = b"ISRG Root X1";
+    let is_it = |subject: &[u8]| subject.windows(12).any(|it| it == one_of_them);
+    assert!(roots.roots.iter().any(|root| is_it(&root.subject)));
+
+    let authority = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&authority).unwrap();
+    let issuer = rcgen::Issuer::new(params, authority);
+    let own = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&own, &issuer).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let server = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::try_from(own.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let port = tls_server(Arc::new(server).into(), async |mut stream| {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(&ok(b"picture")).await;
+        let _ = stream.shutdown().await;
+    })
+    .await;
+    let listed_only = trust::tls_config(crate::media::TlsRoots::Webpki).unwrap();
+    let result = fetch(port, listed_only, "/").await;
+    assert_eq!(result.unwrap_err().to_string(), UNREACHABLE);
+    roots.add(root.der().clone()).unwrap();
+    let and_this_one = trust::believing(roots).unwrap();
+    assert_eq!(
+        &fetch(port, and_this_one, "/").await.unwrap()[..],
+        b"picture"
+    );
 }
 
 /// A frame of HTTP/2.
