@@ -508,6 +508,13 @@ const REFUSALS: &str = r#"
 "#;
 
 #[test]
+fn a_video_by_its_url_may_have_frames_that_are_null() {
+    let plain = json!({ "input": { "video": { "url": OTHER_MP4 } } });
+    let spelt = json!({ "input": { "video": { "url": OTHER_MP4, "frames": null } } });
+    assert_eq!(inputs(&plain), inputs(&spelt));
+}
+
+#[test]
 fn a_whole_number_is_one_with_a_point_too() {
     let read = |body: &str| {
         let body: Value = serde_json::from_str(body).expect("JSON");

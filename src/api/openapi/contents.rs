@@ -26,7 +26,7 @@ pub(super) fn something() -> Value {
 }
 
 /// An object with these fields and the options of pictures and videos, and nothing else.
-fn strict(fields: Value, required: &[&str], own: &[&str], limits: Limits<'_>) -> Value {
+pub(super) fn strict(fields: Value, required: &[&str], own: &[&str], limits: Limits<'_>) -> Value {
     let mut properties = match fields {
         Value::Object(fields) => fields,
         _ => Map::new(),

@@ -8,6 +8,7 @@ use super::super::options::{
     self, DIMENSIONS, EMBEDDING_TYPE, MAX_TOKENS, NORMALIZE, PIXEL_FIELDS, TRUNCATE,
 };
 use super::super::{cohere, dashscope, tei, voyage};
+use super::contents::strict;
 use super::{Limits, reference};
 use crate::vectors::{MIN_DIMENSIONS, Quantization};
 
@@ -133,8 +134,18 @@ fn other(name: &str, limits: Limits<'_>) -> Value {
 }
 
 /// One side of a comparison: a query or document, or some of them.
-fn side(what: &str) -> Value {
-    json!({ "description": what, "anyOf": [reference("RankItem"), reference("RankItems")] })
+fn side(what: &str, limits: Limits<'_>) -> Value {
+    let words = json!({ "type": "string" });
+    let text = strict(
+        json!({ "content": words }),
+        &["content"],
+        PIXEL_FIELDS,
+        limits,
+    );
+    let one = [words, reference("Part"), text, reference("RankKinds")];
+    // A list is one of items, never the parts of a single one.
+    let any = [&one[..], &[reference("RankItems")]].concat();
+    json!({ "description": what, "anyOf": any })
 }
 
 /// Fields only a peer's schema has.
@@ -152,8 +163,8 @@ fn peers(name: &str, limits: Limits<'_>) -> Value {
         "output_type" => word(dashscope::OUTPUT_TYPES, "The only kind of vector there is."),
         "max_video_frames" => pixels("max_frames", limits),
         "query" => reference("RankItem"),
-        "queries" | "text_1" | "data_1" => optional(side("What is looked for.")),
-        "documents" | "items" | "text_2" | "data_2" => optional(side("What is judged.")),
+        "queries" | "text_1" | "data_1" => optional(side("What is looked for.", limits)),
+        "documents" | "items" | "text_2" | "data_2" => optional(side("What is judged.", limits)),
         "top_n" => optional(json!({
             "type": "integer", "minimum": 0, "maximum": u32::MAX, "description": "How many results; 0 is all.",
         })),
