@@ -80,11 +80,16 @@ pub(super) async fn require_key(
         request.extensions_mut().insert(tenant);
         return Ok(next.run(request).await);
     }
+    Err(refusal(key))
+}
+
+/// What a key that does not open the door is told, or a request without one.
+pub(super) fn refusal(key: Option<&str>) -> ApiError {
     let message = match key {
         Some(_) => "the API key is not known here",
         None => "an API key is needed: Authorization: Bearer <key>",
     };
-    Err(ApiError::new(ErrorCode::InvalidApiKey, message))
+    ApiError::new(ErrorCode::InvalidApiKey, message)
 }
 
 #[cfg(test)]

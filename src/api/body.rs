@@ -82,16 +82,12 @@ async fn read(
     patience: Duration,
     mut hold: impl FnMut(usize) -> Result<(), ApiError>,
 ) -> Result<Bytes, ApiError> {
-    let too_large = || {
-        let message = format!("the body is larger than the limit of {limit} bytes");
-        ApiError::new(ErrorCode::RequestTooLarge, message)
-    };
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > limit) {
-        return Err(too_large());
+        return Err(too_large(limit));
     }
     let mut body = request.into_body();
     // Most bodies come in one piece, which is then not copied.
@@ -100,13 +96,8 @@ async fn read(
     let mut deadline = Instant::now() + patience;
     let mut due = STEP_BYTES;
     loop {
-        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| {
-            let message = format!(
-                "the body came too slowly: {STEP_BYTES} bytes of it may take {} ms",
-                patience.as_millis()
-            );
-            ApiError::new(ErrorCode::RequestTimeout, message)
-        })?;
+        let frame = timeout_at(deadline, body.frame()).await;
+        let frame = frame.map_err(|_| too_slow(patience))?;
         let Some(frame) = frame else {
             return Ok(if read.is_empty() {
                 first
@@ -124,7 +115,7 @@ async fn read(
         };
         let length = first.len().max(read.len());
         if data.len() > limit - length {
-            return Err(too_large());
+            return Err(too_large(limit));
         }
         hold(data.len())?;
         if length == 0 {
@@ -141,6 +132,19 @@ async fn read(
             deadline = Instant::now() + patience;
         }
     }
+}
+
+/// A body over the limit.
+pub(super) fn too_large(limit: usize) -> ApiError {
+    let message = format!("the body is larger than the limit of {limit} bytes");
+    ApiError::new(ErrorCode::RequestTooLarge, message)
+}
+
+/// A body that stops or trickles.
+pub(super) fn too_slow(patience: Duration) -> ApiError {
+    let ms = patience.as_millis();
+    let message = format!("the body came too slowly: {STEP_BYTES} bytes of it may take {ms} ms");
+    ApiError::new(ErrorCode::RequestTimeout, message)
 }
 
 #[cfg(test)]

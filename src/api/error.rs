@@ -105,6 +105,8 @@ impl ErrorCode {
     pub fn row(self) -> (StatusCode, &'static str, &'static str) {
         const BAD: StatusCode = StatusCode::BAD_REQUEST;
         const INVALID: &str = "invalid_request_error";
+        const LATER: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+        const OURS: &str = "server_error";
         match self {
             ErrorCode::InvalidJson => (BAD, INVALID, "invalid_json"),
             ErrorCode::InvalidValue => (BAD, INVALID, "invalid_value"),
@@ -145,27 +147,11 @@ impl ErrorCode {
                 "rate_limit_error",
                 "rate_limit_exceeded",
             ),
-            ErrorCode::ModelLoading => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "server_error",
-                "model_loading",
-            ),
-            ErrorCode::Draining => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "draining"),
-            ErrorCode::DeviceUnavailable => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "server_error",
-                "device_unavailable",
-            ),
-            ErrorCode::DeadlineExceeded => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "server_error",
-                "deadline_exceeded",
-            ),
-            ErrorCode::InternalError => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "server_error",
-                "internal_error",
-            ),
+            ErrorCode::ModelLoading => (LATER, OURS, "model_loading"),
+            ErrorCode::Draining => (LATER, OURS, "draining"),
+            ErrorCode::DeviceUnavailable => (LATER, OURS, "device_unavailable"),
+            ErrorCode::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, OURS, "deadline_exceeded"),
+            ErrorCode::InternalError => (StatusCode::INTERNAL_SERVER_ERROR, OURS, "internal_error"),
         }
     }
 }
@@ -208,6 +194,14 @@ impl ApiError {
     /// A value a field cannot have.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         ApiError::at(ErrorCode::InvalidValue, param, message)
+    }
+
+    /// A fault of ours: what went wrong inside is for the log.
+    pub fn internal() -> Self {
+        ApiError::new(
+            ErrorCode::InternalError,
+            "the server failed on this request",
+        )
     }
 
     /// A field that is not known where it stands.
@@ -306,8 +300,7 @@ impl From<ServiceError> for ApiError {
             (at, _) => at,
         };
         let words = match code {
-            // What went wrong inside is for the log.
-            ErrorCode::InternalError => "the server failed on this request".to_owned(),
+            ErrorCode::InternalError => ApiError::internal().message,
             _ => error.cause.to_string(),
         };
         let message = match &at {

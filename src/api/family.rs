@@ -283,10 +283,7 @@ pub(super) async fn run<T: Send + 'static>(
     };
     let failed = |error| {
         tracing::error!(%error, "a worker failed");
-        ApiError::new(
-            ErrorCode::InternalError,
-            "the server failed on this request",
-        )
+        ApiError::internal()
     };
     tokio::task::spawn_blocking(work).await.map_err(failed)
 }

@@ -100,13 +100,7 @@ impl<'a> Fields<'a> {
         let Some((at, value)) = self.one_of(names)? else {
             return Ok(None);
         };
-        let whole = value.as_u64().or_else(|| {
-            value
-                .as_f64()
-                .filter(|n| n.fract() == 0.0 && *n >= 0.0)
-                .map(|n| n as u64)
-        });
-        match whole {
+        match whole(value).and_then(|number| u64::try_from(number).ok()) {
             Some(number) if (low..=high).contains(&number) => Ok(Some(number)),
             _ => Err(ApiError::invalid(
                 &at,
@@ -166,6 +160,16 @@ impl<'a> Fields<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// A number without a fraction, however it is written: 64 and 64.0 are the same, as in JSON Schema.
+pub(super) fn whole(value: &Value) -> Option<i128> {
+    let written = value.as_i64().map(i128::from);
+    let written = written.or_else(|| value.as_u64().map(i128::from));
+    written.or_else(|| {
+        let number = value.as_f64().filter(|number| number.fract() == 0.0);
+        number.map(|number| number as i128)
+    })
 }
 
 /// A string, or why not.

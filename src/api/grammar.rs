@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
-use super::fields::{Fields, object, path, quoted, shown, string};
+use super::fields::{Fields, object, path, quoted, shown, string, whole};
 use super::instruction;
 use super::options::{ITEM_FIELDS, ItemOptions, PIXEL_FIELDS, pixel_options};
 use super::part::{self, Context};
@@ -320,7 +320,7 @@ pub(super) fn each<'a>(at: &str, value: &'a Value) -> Vec<(String, &'a Value)> {
 
 fn token_ids(at: &str, ids: &[Value]) -> Result<Vec<u32>, ApiError> {
     let read = |(i, id): (usize, &Value)| {
-        id.as_u64()
+        whole(id)
             .and_then(|id| u32::try_from(id).ok())
             .ok_or_else(|| {
                 ApiError::invalid(

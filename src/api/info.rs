@@ -7,10 +7,30 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
 
-use super::ApiState;
 use super::error::ApiError;
+use super::{ApiSettings, ApiState};
+use crate::batcher::BatchPolicy;
 use crate::engine::EngineInfo;
 use crate::service::Proof;
+
+/// Where a limit comes from.
+type Limit = fn(&ApiSettings, &BatchPolicy) -> usize;
+
+/// Every limit that is told, by its name; `openapi` describes these.
+pub(super) const LIMITS: [(&str, Limit); 10] = [
+    ("max_body_bytes", |settings, _| settings.max_body_bytes),
+    ("max_held_bytes", |settings, _| settings.max_held_bytes),
+    ("max_inputs", |settings, _| settings.max_inputs),
+    ("max_input_tokens", |settings, _| settings.max_input_tokens),
+    ("max_media_bytes", |settings, _| settings.max_media_bytes),
+    ("max_frames", |settings, _| settings.max_frames),
+    ("request_timeout_ms", |settings, _| {
+        settings.request_timeout.as_millis() as usize
+    }),
+    ("max_batch_tokens", |_, policy| policy.max_tokens),
+    ("max_batch_sequences", |_, policy| policy.max_sequences),
+    ("max_queue_tokens", |_, policy| policy.max_queue_tokens),
+];
 
 /// One model, whichever task it is for.
 struct Card<'a> {
@@ -51,18 +71,8 @@ pub(super) async fn info(State(state): State<ApiState>) -> Result<Json<Value>, A
         None => Map::new(),
     };
     let (settings, policy) = (&state.settings, loaded.batcher.policy());
-    let limits = json!({
-        "max_body_bytes": settings.max_body_bytes,
-        "max_held_bytes": settings.max_held_bytes,
-        "max_inputs": settings.max_inputs,
-        "max_input_tokens": settings.max_input_tokens,
-        "max_media_bytes": settings.max_media_bytes,
-        "max_frames": settings.max_frames,
-        "request_timeout_ms": settings.request_timeout.as_millis() as u64,
-        "max_batch_tokens": policy.max_tokens,
-        "max_batch_sequences": policy.max_sequences,
-        "max_queue_tokens": policy.max_queue_tokens,
-    });
+    let limits =
+        LIMITS.map(|(name, limit)| (name.to_owned(), Value::from(limit(settings, &policy))));
     let shared = [
         ("max_concurrent_requests", settings.max_connections.into()),
         ("max_input_length", settings.max_input_tokens.into()),
@@ -74,7 +84,7 @@ pub(super) async fn info(State(state): State<ApiState>) -> Result<Json<Value>, A
         ("version", env!("CARGO_PKG_VERSION").into()),
         ("sha", Value::Null),
         ("docker_label", Value::Null),
-        ("limits", limits),
+        ("limits", Value::Object(Map::from_iter(limits))),
         ("models", cards.iter().map(described).collect()),
     ];
     body.extend(shared.map(|(name, value)| (name.to_owned(), value)));

@@ -61,7 +61,8 @@ pub(super) fn parse(bytes: Bytes, kind: &ContentKind) -> Result<Body, ApiError> 
     Form::parse(bytes, boundary).map(Body::Form)
 }
 
-fn json(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+/// A JSON object.
+pub(super) fn json(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let body = serde_json::from_slice(bytes).map_err(|error| {
         let message = format!(
             "the body is not JSON: line {}, column {}",

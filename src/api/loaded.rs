@@ -1,7 +1,8 @@
 //! What is loaded: an embedder, a reranker or both, and which of them a request means.
 
+use super::Served;
 use super::error::{ApiError, ErrorCode};
-use super::{Served, fields};
+use super::fields::quoted;
 use crate::batcher::Batcher;
 use crate::engine::EngineInfo;
 use crate::service::{Proof, Reranker};
@@ -89,14 +90,14 @@ impl Loaded {
         match (&self.reranker, &self.embedder) {
             (Some(reranker), _) if is_named(&reranker.names) => Ok(Ranker::Reranker(reranker)),
             (_, Some(embedder)) if is_named(&embedder.names) => Ok(Ranker::Embedder(embedder)),
-            _ => {
-                let message = format!(
-                    "the model {} is not served here; served is {}",
-                    fields::quoted(model.unwrap_or_default()),
-                    self.names().join(", ")
-                );
-                Err(ApiError::at(ErrorCode::ModelNotFound, "model", message))
-            }
+            _ => Err(not_served(model.unwrap_or_default(), &self.names())),
         }
     }
+}
+
+/// What a model by a name nobody serves is answered with.
+pub(super) fn not_served(name: &str, served: &[&str]) -> ApiError {
+    let (name, served) = (quoted(name), served.join(", "));
+    let message = format!("the model {name} is not served here; served is {served}");
+    ApiError::at(ErrorCode::ModelNotFound, "model", message)
 }

@@ -146,12 +146,8 @@ impl Served {
     fn check_name(&self, model: Option<&str>) -> Result<(), ApiError> {
         match model {
             Some(model) if !self.names.iter().any(|name| name == model) => {
-                let message = format!(
-                    "the model {} is not served here; served is {}",
-                    fields::quoted(model),
-                    self.names.join(", ")
-                );
-                Err(ApiError::at(ErrorCode::ModelNotFound, "model", message))
+                let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+                Err(loaded::not_served(model, &names))
             }
             _ => Ok(()),
         }
@@ -229,9 +225,7 @@ impl ApiState {
     }
 
     fn loaded(&self) -> Result<&Loaded, ApiError> {
-        self.loaded
-            .get()
-            .ok_or_else(|| ApiError::new(ErrorCode::ModelLoading, "the model is still loading"))
+        self.loaded.get().ok_or_else(still_loading)
     }
 }
 
@@ -352,18 +346,25 @@ async fn refuse_crowded(State(limit): State<usize>, request: Request, next: Next
     ApiError::new(ErrorCode::QueueFull, message).into_response()
 }
 
+fn still_loading() -> ApiError {
+    ApiError::new(ErrorCode::ModelLoading, "the model is still loading")
+}
+
 async fn not_found(uri: Uri) -> ApiError {
-    ApiError::new(
-        ErrorCode::NotFound,
-        format!("there is no route {}", uri.path()),
-    )
+    no_route(uri.path())
+}
+
+fn no_route(path: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no route {path}"))
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
-    ApiError::new(
-        ErrorCode::MethodNotAllowed,
-        format!("{} does not have the method {method}", uri.path()),
-    )
+    no_method(&method, uri.path())
+}
+
+fn no_method(method: &Method, path: &str) -> ApiError {
+    let message = format!("{path} does not have the method {method}");
+    ApiError::new(ErrorCode::MethodNotAllowed, message)
 }
 
 #[cfg(test)]

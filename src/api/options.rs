@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::ApiSettings;
 use super::error::{ApiError, ErrorCode};
-use super::fields::{Fields, object, path, quoted, shown, string};
+use super::fields::{Fields, object, path, quoted, shown, string, whole};
 use super::instruction::{self, INSTRUCTION, INSTRUCTION_NAME};
 use crate::batcher::Priority;
 use crate::processor::{ContextLimit, Excerpt, PixelOptions, Truncation};
@@ -174,16 +174,22 @@ pub(super) fn knows(lists: &[&[&str]], name: &str) -> bool {
 
 /// A lane by its name, or as vLLM and Cohere number them: lower goes first, and 0 is where all are.
 pub(super) fn priority(body: Fields<'_>) -> Result<Option<Priority>, ApiError> {
-    if let Some((_, Value::Number(number))) = body.get("priority")
-        && let Some(number) = number.as_i64()
-    {
-        return Ok((number > 0).then_some(Priority::Bulk));
+    let Some((at, value)) = body.get("priority") else {
+        return Ok(None);
+    };
+    let number = whole(value).and_then(|number| i64::try_from(number).ok());
+    match (value.as_str(), number) {
+        (_, Some(number)) => Ok((number > 0).then_some(Priority::Bulk)),
+        (Some("interactive"), _) => Ok(Some(Priority::Interactive)),
+        (Some("bulk"), _) => Ok(Some(Priority::Bulk)),
+        _ => {
+            let message = format!(
+                "{at} is {}, it must be interactive, bulk or a whole number",
+                shown(value)
+            );
+            Err(ApiError::invalid(at, message))
+        }
     }
-    Ok(match choice(body, "priority", &["interactive", "bulk"])? {
-        Some("interactive") => Some(Priority::Interactive),
-        Some(_) => Some(Priority::Bulk),
-        None => None,
-    })
 }
 
 /// The options of an item or a part over those it inherits.
@@ -257,10 +263,7 @@ fn dimensions(body: Fields<'_>, hidden_size: usize) -> Result<Option<usize>, Api
         _ => at.as_str(),
     };
     let wrong = |message: String| ApiError::at(ErrorCode::InvalidDimensions, param, message);
-    let Some(number) = value
-        .as_u64()
-        .filter(|&number| u32::try_from(number).is_ok())
-    else {
+    let Some(number) = whole(value).and_then(|number| u32::try_from(number).ok()) else {
         let range = format!(
             "a whole number from {} to {hidden_size}",
             vectors::MIN_DIMENSIONS.min(hidden_size)
@@ -270,7 +273,7 @@ fn dimensions(body: Fields<'_>, hidden_size: usize) -> Result<Option<usize>, Api
             shown(value)
         )));
     };
-    vectors::check_dimensions(number, hidden_size)
+    vectors::check_dimensions(u64::from(number), hidden_size)
         .map(Some)
         .map_err(|error| wrong(error.to_string()))
 }
@@ -355,11 +358,7 @@ fn quantizations(body: Fields<'_>) -> Result<(Vec<Quantization>, bool), ApiError
 pub(super) fn limit(body: Fields<'_>, settings: &ApiSettings) -> Result<ContextLimit, ApiError> {
     let most = settings.max_input_tokens as u64;
     // vLLM's -1 is the model's own limit.
-    let whole_context = body
-        .map
-        .get("truncate_prompt_tokens")
-        .and_then(Value::as_i64)
-        == Some(-1);
+    let whole_context = body.map.get("truncate_prompt_tokens").and_then(whole) == Some(-1);
     let names = if whole_context {
         &MAX_TOKENS[1..]
     } else {

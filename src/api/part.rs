@@ -184,7 +184,8 @@ pub(super) fn video(
         Value::Object(_) => {
             let fields = object(&at, value)?;
             let Some((frames_at, list)) = fields.get("frames") else {
-                let url = url_of(&at, value, &["url"])?;
+                // Frames that are null are none.
+                let url = url_of(&at, value, &["url", "frames"])?;
                 return file(at.clone(), url, context);
             };
             fields.only(&[&["frames", "fps"]])?;

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::error::{ApiError, ErrorCode};
 use super::family::{SMALL_BYTES, add, ignored_fields, run, server_timing, stages_took, too_late};
 use super::fields::{Fields, object, path, shown};
-use super::intake::{allowed_time, content_kind};
+use super::intake::{self, allowed_time, content_kind};
 use super::loaded::Ranker;
 use super::options::{PIXEL_FIELDS, limit, pixel_options, priority};
 use super::part::{self, Context};
@@ -157,7 +157,7 @@ pub(super) async fn answer<T: Send + 'static>(
     let settings = state.settings.clone();
     let (read, fields) = (schema.read, schema.fields);
     let large = body.len() > SMALL_BYTES;
-    let parse = move || parse(&json_object(&body)?, &settings, (fields, read));
+    let parse = move || parse(&intake::json(&body)?, &settings, (fields, read));
     let mut taken = run(&state, large, parse).await??;
     let ranker = loaded.ranker(taken.model.as_deref())?;
     // What the body took is gone.
@@ -198,21 +198,6 @@ pub(super) async fn answer<T: Send + 'static>(
         add(headers, "x-ignored-fields", &ignored);
     }
     Ok(response)
-}
-
-fn json_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    let body = serde_json::from_slice(body).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        let message = format!("the body is not JSON: line {line}, column {column}");
-        ApiError::new(ErrorCode::InvalidJson, message)
-    })?;
-    match body {
-        Value::Object(map) => Ok(map),
-        _ => Err(ApiError::new(
-            ErrorCode::InvalidJson,
-            "the body must be a JSON object",
-        )),
-    }
 }
 
 type Read<T> = fn(Fields<'_>, Reading<'_>) -> Result<Asked<T>, ApiError>;

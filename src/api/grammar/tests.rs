@@ -498,12 +498,34 @@ const REFUSALS: &str = r#"
 {"input": "x", "max_pixels": 33554433}                                => invalid_value max_pixels
 {"input": "x", "on_error": "skip"}                                    => invalid_value on_error
 {"input": "x", "priority": "high"}                                    => invalid_value priority
+{"input": "x", "priority": 0.5}                                       => invalid_value priority
+{"input": [1, 2.5]}                                                   => invalid_value input[1]
 {"input": "x", "model": 3}                                            => invalid_value model
 {"input": "x", "raw": "yes"}                                          => invalid_value raw
 {"input": "x", "raw": true, "instruct": "x"}                          => invalid_value instruct
 {"input": {"text": "x", "instruction": "y"}, "raw": true}             => invalid_value input.instruction
 {"before": {"role": "system", "content": "y"}, "raw": true}           => invalid_value messages[0].content
 "#;
+
+#[test]
+fn a_video_by_its_url_may_have_frames_that_are_null() {
+    let plain = json!({ "input": { "video": { "url": OTHER_MP4 } } });
+    let spelt = json!({ "input": { "video": { "url": OTHER_MP4, "frames": null } } });
+    assert_eq!(inputs(&plain), inputs(&spelt));
+}
+
+#[test]
+fn a_whole_number_is_one_with_a_point_too() {
+    let read = |body: &str| {
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        let map = body.as_object().expect("an object");
+        let options = options::parse(Fields { map, at: "" }, &ApiSettings::default(), HIDDEN_SIZE);
+        (options.expect("options"), inputs(&body))
+    };
+    let plain = r#"{"input": [1, 2], "dimensions": 64, "priority": 3, "truncate_prompt_tokens": -1, "max_tokens": 9, "max_frames": 4}"#;
+    let pointed = r#"{"input": [1.0, 2e0], "dimensions": 64.0, "priority": 3.0, "truncate_prompt_tokens": -1.0, "max_tokens": 9.0, "max_frames": 4.0}"#;
+    assert_eq!(read(plain), read(pointed));
+}
 
 /// A line of the table: `part` stands for a content of that one part, `before` and `after` for a conversation with that message
 /// before or after the user's.

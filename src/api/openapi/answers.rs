@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::error::ErrorCode;
+use super::super::info::LIMITS;
 use super::reference;
 use crate::service::Proof;
 use crate::vectors::Quantization;
@@ -248,27 +249,13 @@ fn models() -> Value {
     })
 }
 
-/// The limits `/info` names.
-const LIMITS: [&str; 10] = [
-    "max_body_bytes",
-    "max_held_bytes",
-    "max_inputs",
-    "max_input_tokens",
-    "max_media_bytes",
-    "max_frames",
-    "request_timeout_ms",
-    "max_batch_tokens",
-    "max_batch_sequences",
-    "max_queue_tokens",
-];
-
 /// What `/info` tells.
 fn info() -> Value {
     let nullable = || json!({ "type": ["string", "null"] });
     let digest = || json!({ "type": "string", "pattern": "^[0-9a-f]{64}$" });
     let preprocessing = Proof::PREPROCESSING.map(|name| (name.to_owned(), string()));
     let preprocessing: Map<String, Value> = preprocessing.into_iter().collect();
-    let limits = LIMITS.map(|name| (name.to_owned(), count()));
+    let limits = LIMITS.map(|(name, _)| (name.to_owned(), count()));
     let limits: Map<String, Value> = limits.into_iter().collect();
     let kind = json!({ "anyOf": [
         exact(json!({ "embedding": exact(json!({ "pooling": { "const": "last_token" } }), &[]) }), &[]),

@@ -1,12 +1,13 @@
 //! The routes that score, and `/info`, described. Their fields stand in `vocabulary` like all others.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::options::PIXEL_FIELDS;
 use super::super::scoring::KNOWN;
 use super::super::{rerank, scores};
+use super::contents::something;
 use super::operations::{JSON, PIXEL, get};
-use super::vocabulary::body;
+use super::vocabulary::{body, optional, truncate};
 use super::{Limits, Operation, Refusals, reference};
 
 const HEADERS: &[(&str, &str)] = &[
@@ -41,9 +42,11 @@ pub(super) fn all(limits: Limits<'_>) -> Vec<Operation> {
 fn reranked(path: &'static str, limits: Limits<'_>) -> Operation {
     let mut schema = body(&[rerank::FIELDS, KNOWN, PIXEL_FIELDS], &["query"], limits);
     schema["oneOf"] = json!([
-        { "required": ["documents"], "properties": { "texts": { "type": "null" } } },
-        { "required": ["texts"], "properties": { "documents": { "type": "null" } } },
+        { "required": ["documents"], "properties": { "documents": something(), "texts": { "type": "null" } } },
+        { "required": ["texts"], "properties": { "texts": { "type": "array", "minItems": 1 }, "documents": { "type": "null" } } },
     ]);
+    schema["properties"]["documents"] = optional(reference("RankItems"));
+    schema["properties"]["truncate"] = truncate(&["NONE", "START", "END"]);
     Operation {
         path,
         method: "post",
@@ -79,10 +82,21 @@ fn reranked(path: &'static str, limits: Limits<'_>) -> Operation {
     }
 }
 
+/// One way to name the two sides, with no name of another beside.
+fn two_sides(pair: [&str; 2]) -> Value {
+    let names = scores::FIELDS.iter();
+    let fields = names.map(|name| match pair.contains(name) {
+        true => ((*name).to_owned(), something()),
+        false => ((*name).to_owned(), json!({ "type": "null" })),
+    });
+    let fields: Map<String, Value> = fields.collect();
+    json!({ "required": pair, "properties": fields })
+}
+
 fn scored(path: &'static str, limits: Limits<'_>) -> Operation {
-    let sides = scores::SIDES.map(|pair| json!({ "required": pair }));
     let mut schema = body(&[scores::FIELDS, KNOWN, PIXEL_FIELDS], &[], limits);
-    schema["anyOf"] = Value::from(sides.to_vec());
+    schema["anyOf"] = Value::from(scores::SIDES.map(two_sides).to_vec());
+    schema["properties"]["truncate"] = truncate(&["NONE", "START", "END"]);
     Operation {
         path,
         method: "post",

@@ -12,12 +12,21 @@ fn anything() -> Value {
     json!({})
 }
 
+/// What a media string looks like: a URL of a scheme that is read, in either case, or base64 with the blanks and escapes it may have.
+const MEDIA_STRING: &str =
+    r"^\s*([Dd][Aa][Tt][Aa]:|[Hh][Tt][Tt][Pp][Ss]?:|[Ff][Ii][Ll][Ee]:|[A-Za-z0-9+/_=%\s-]+$)";
+
 fn one_or_list(schema: &Value) -> Value {
     json!({ "anyOf": [schema, { "type": "array", "items": schema }] })
 }
 
+/// What is there: null is the same as nothing.
+pub(super) fn something() -> Value {
+    json!({ "not": { "type": "null" } })
+}
+
 /// An object with these fields and the options of pictures and videos, and nothing else.
-fn strict(fields: Value, required: &[&str], own: &[&str], limits: Limits<'_>) -> Value {
+pub(super) fn strict(fields: Value, required: &[&str], own: &[&str], limits: Limits<'_>) -> Value {
     let mut properties = match fields {
         Value::Object(fields) => fields,
         _ => Map::new(),
@@ -55,7 +64,7 @@ pub(super) fn schemas(limits: Limits<'_>) -> Map<String, Value> {
             "anyOf": [
                 reference("ContentObject"),
                 reference("KindsObject"),
-                reference("Message"),
+                reference("UserMessage"),
                 part(limits, ITEM_FIELDS),
             ],
         },
@@ -66,12 +75,7 @@ pub(super) fn schemas(limits: Limits<'_>) -> Map<String, Value> {
         "ContentObject": strict(
             json!({ "content": reference("Content") }), &["content"], &[ITEM_FIELDS, PIXEL_FIELDS].concat(), limits),
         "KindsObject": strict(
-            json!({
-                "text": optional(one_or_list(&json!({ "type": "string" }))),
-                "image": optional(one_or_list(&reference("Picture"))),
-                "video": optional(one_or_list(&reference("Video"))),
-            }),
-            &[], &[ITEM_FIELDS, PIXEL_FIELDS].concat(), limits),
+            kinds(limits), &[], &[ITEM_FIELDS, PIXEL_FIELDS].concat(), limits),
         "Messages": {
             "description": "One conversation, or a list of them.",
             "anyOf": [
@@ -81,13 +85,12 @@ pub(super) fn schemas(limits: Limits<'_>) -> Map<String, Value> {
         },
         "Conversation": {
             "description": "A system message, which is the instruction, or none; one user message; an empty assistant message or none.",
-            "type": "array", "minItems": 1, "maxItems": 3, "items": reference("Message"),
+            "anyOf": conversations(),
         },
-        "Message": message(),
-        "DashScopeContent": dashscope_content(),
+        "DashScopeContent": dashscope_content(limits),
     });
     let mut schemas = Map::new();
-    for part in [all, pieces(limits)] {
+    for part in [all, pieces(limits), messages(), ranked(limits)] {
         if let Value::Object(part) = part {
             schemas.extend(part);
         }
@@ -95,8 +98,35 @@ pub(super) fn schemas(limits: Limits<'_>) -> Map<String, Value> {
     schemas
 }
 
+/// What is scored.
+fn ranked(limits: Limits<'_>) -> Value {
+    let most = limits.settings.max_inputs;
+    let items =
+        json!({ "type": "array", "items": reference("RankItem"), "minItems": 1, "maxItems": most });
+    json!({
+        "RankItem": {
+            "description": "A query or a document.",
+            "anyOf": [
+                reference("Content"),
+                reference("Part"),
+                strict(json!({ "content": reference("Content") }), &["content"], PIXEL_FIELDS, limits),
+                reference("RankKinds"),
+            ],
+        },
+        "RankKinds": strict(kinds(limits), &[], PIXEL_FIELDS, limits),
+        "RankItems": {
+            "description": "A list of them, or such a list as content.",
+            "anyOf": [
+                items,
+                { "type": "object", "properties": { "content": items }, "required": ["content"], "additionalProperties": false },
+            ],
+        },
+    })
+}
+
 /// What inputs are made of.
 fn pieces(limits: Limits<'_>) -> Value {
+    let frames = list_of(&reference("Picture"), limits);
     json!({
         "Content": {
             "description": "A text, or parts in the caller's order.",
@@ -106,23 +136,26 @@ fn pieces(limits: Limits<'_>) -> Value {
             ],
         },
         "Part": part(limits, &[]),
-        "Picture": {
+        "Media": {
             "description": "A data: URI, base64, or an http(s):// or file:// URL where the server allows it.",
+            "type": "string", "pattern": MEDIA_STRING,
+        },
+        "Picture": {
             "anyOf": [
-                { "type": "string" },
-                { "type": "object", "properties": { "url": { "type": "string" }, "detail": anything() }, "required": ["url"], "additionalProperties": false },
+                reference("Media"),
+                { "type": "object", "properties": { "url": reference("Media"), "detail": anything() }, "required": ["url"], "additionalProperties": false },
             ],
         },
         "Video": {
             "description": "A media string, or the frames of a video: as they are, or with their own rate.",
             "anyOf": [
-                { "type": "string" },
-                { "type": "array", "items": reference("Picture") },
-                { "type": "object", "properties": { "url": { "type": "string" }, "frames": { "type": "null" } }, "required": ["url"], "additionalProperties": false },
+                reference("Media"),
+                frames,
+                { "type": "object", "properties": { "url": reference("Media"), "frames": { "type": "null" } }, "required": ["url"], "additionalProperties": false },
                 {
                     "type": "object", "required": ["frames"], "additionalProperties": false,
                     "properties": {
-                        "frames": { "type": "array", "items": reference("Picture"), "minItems": 1, "maxItems": limits.settings.max_frames },
+                        "frames": frames,
                         "fps": { "type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1000 },
                     },
                 },
@@ -131,7 +164,42 @@ fn pieces(limits: Limits<'_>) -> Value {
     })
 }
 
-fn message() -> Value {
+/// Frames of a video, or videos: at least one, and as many as a video may have frames.
+fn list_of(items: &Value, limits: Limits<'_>) -> Value {
+    json!({ "type": "array", "items": items, "minItems": 1, "maxItems": limits.settings.max_frames })
+}
+
+fn videos(limits: Limits<'_>) -> Value {
+    let one = reference("Video");
+    json!({ "anyOf": [one, list_of(&one, limits)] })
+}
+
+fn kinds(limits: Limits<'_>) -> Value {
+    json!({
+        "text": optional(one_or_list(&json!({ "type": "string" }))),
+        "image": optional(one_or_list(&reference("Picture"))),
+        "video": optional(videos(limits)),
+    })
+}
+
+/// Every order there is for the messages of one conversation.
+fn conversations() -> Vec<Value> {
+    let [system, user, assistant] =
+        ["SystemMessage", "UserMessage", "AssistantMessage"].map(reference);
+    let orders = [
+        vec![&user],
+        vec![&system, &user],
+        vec![&user, &assistant],
+        vec![&system, &user, &assistant],
+    ];
+    let of = |messages: Vec<&Value>| {
+        let count = messages.len();
+        json!({ "type": "array", "prefixItems": messages, "items": false, "minItems": count, "maxItems": count })
+    };
+    orders.map(of).into()
+}
+
+fn messages() -> Value {
     let text_parts = json!({
         "type": "array",
         "items": {
@@ -150,12 +218,11 @@ fn message() -> Value {
             "properties": { "role": { "const": role }, "content": content, "name": anything() },
         })
     };
+    let words = json!({ "anyOf": [{ "type": "string" }, text_parts] });
     json!({
-        "anyOf": [
-            of("system", json!({ "anyOf": [{ "type": "string" }, text_parts] }), &["role", "content"]),
-            of("user", reference("Content"), &["role", "content"]),
-            of("assistant", json!({ "anyOf": nothing }), &["role"]),
-        ],
+        "SystemMessage": of("system", words, &["role", "content"]),
+        "UserMessage": of("user", reference("Content"), &["role", "content"]),
+        "AssistantMessage": of("assistant", json!({ "anyOf": nothing }), &["role"]),
     })
 }
 
@@ -173,17 +240,17 @@ fn part(limits: Limits<'_>, own: &[&str]) -> Value {
         own,
         limits,
     );
-    let string_or = |fields: Value, required: &str| {
+    let media_or = |fields: Value, required: &str| {
         json!({
             "anyOf": [
-                { "type": "string" },
+                reference("Media"),
                 { "type": "object", "properties": fields, "required": [required], "additionalProperties": false },
             ],
         })
     };
-    let url = string_or(json!({ "url": { "type": "string" } }), "url");
-    let data = string_or(
-        json!({ "data": { "type": "string" }, "format": anything() }),
+    let url = media_or(json!({ "url": reference("Media") }), "url");
+    let data = media_or(
+        json!({ "data": reference("Media"), "format": anything() }),
         "data",
     );
     json!({
@@ -195,19 +262,19 @@ fn part(limits: Limits<'_>, own: &[&str]) -> Value {
             of("image_base64", "image_base64", reference("Picture")),
             of("video_url", "video_url", url),
             of("video", "video", reference("Video")),
-            of("video_base64", "video_base64", json!({ "type": "string" })),
+            of("video_base64", "video_base64", reference("Media")),
             of("input_video", "input_video", data),
         ],
     })
 }
 
 /// One of DashScope's contents; the field list is the parser's.
-fn dashscope_content() -> Value {
+fn dashscope_content(limits: Limits<'_>) -> Value {
     let fields = dashscope::CONTENT_FIELDS.iter().map(|name| {
         let schema = match *name {
             "text" => one_or_list(&json!({ "type": "string" })),
             "image" | "multi_images" => one_or_list(&reference("Picture")),
-            "video" => one_or_list(&reference("Video")),
+            "video" => videos(limits),
             _ => json!({ "const": 1 }),
         };
         let schema = match schema.get("const") {
@@ -217,5 +284,9 @@ fn dashscope_content() -> Value {
         ((*name).to_owned(), schema)
     });
     let fields: Map<String, Value> = fields.collect();
-    json!({ "type": "object", "properties": fields, "minProperties": 1, "additionalProperties": false })
+    let kinds = ["text", "image", "video", "multi_images"].map(|name| {
+        let kind = json!({ "type": ["string", "object", "array"], "minItems": 1 });
+        json!({ "required": [name], "properties": { name: kind } })
+    });
+    json!({ "type": "object", "properties": fields, "anyOf": kinds, "additionalProperties": false })
 }

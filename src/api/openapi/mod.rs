@@ -207,7 +207,7 @@ fn parameters(operation: &Operation) -> Value {
         parameters.push(json!({
             "name": "x-request-timeout-ms", "in": "header",
             "description": "How long the client waits, up to the server's own limit.",
-            "schema": { "type": "integer", "minimum": 1 },
+            "schema": { "type": "integer", "minimum": 1, "maximum": u64::MAX },
         }));
     }
     if operation.path.contains("{id}") {
@@ -237,7 +237,7 @@ fn refusals(operation: &Operation, limits: Limits<'_>) -> Map<String, Value> {
                 "content": { "application/json": { "schema": { "$ref": schema }, "examples": {} } },
             })
         });
-        let error = examples::of(code);
+        let error = examples::of(code, limits.settings);
         let body = dialect::body(operation.path, &error, "req-1");
         let body = body.unwrap_or_else(|| json!({ "error": error.body() }));
         row["content"]["application/json"]["examples"][name] = json!({ "value": body });

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::options::{FIELDS, PIXEL_FIELDS};
 use super::super::{cohere, dashscope, form, tei, voyage};
+use super::contents::something;
 use super::vocabulary::{body, field, narrowed};
 use super::{Limits, Operation, Refusals, reference};
 
@@ -114,10 +115,9 @@ fn openai(path: &'static str, limits: Limits<'_>) -> Operation {
 /// One of `input` and `messages`, and all options.
 fn openai_body(limits: Limits<'_>) -> Value {
     let mut schema = body(FIELDS, &[], limits);
-    // Null is the same as not there.
     schema["anyOf"] = json!([
-        { "required": ["input"], "properties": { "messages": { "type": "null" } } },
-        { "required": ["messages"], "properties": { "input": { "type": "null" } } },
+        { "required": ["input"], "properties": { "input": something(), "messages": { "type": "null" } } },
+        { "required": ["messages"], "properties": { "messages": something(), "input": { "type": "null" } } },
     ]);
     for name in ["input", "messages"] {
         schema["properties"][name] = super::vocabulary::optional(reference(match name {
@@ -149,7 +149,13 @@ fn form_body(limits: Limits<'_>) -> Value {
         let schema = json!({ "type": "array", "items": one, "description": "As often as wanted; all are one input." });
         properties.insert(name.to_owned(), schema);
     }
-    json!({ "type": "object", "properties": properties })
+    let inputs = ["text", "image", "video"].map(|name| {
+        json!({ "required": [name], "properties": { name: { "minItems": 1 }, "input": false, "messages": false } })
+    });
+    let written = [["input", "messages"], ["messages", "input"]]
+        .map(|[one, other]| json!({ "required": [one], "properties": { other: false } }));
+    let ways = [&inputs[..], &written].concat();
+    json!({ "type": "object", "properties": properties, "anyOf": ways })
 }
 
 fn explain(limits: Limits<'_>) -> Operation {

@@ -8,6 +8,7 @@ use super::super::options::{
     self, DIMENSIONS, EMBEDDING_TYPE, MAX_TOKENS, NORMALIZE, PIXEL_FIELDS, TRUNCATE,
 };
 use super::super::{cohere, dashscope, tei, voyage};
+use super::contents::strict;
 use super::{Limits, reference};
 use crate::vectors::{MIN_DIMENSIONS, Quantization};
 
@@ -75,7 +76,7 @@ pub(super) fn field(name: &str, limits: Limits<'_>) -> Value {
         return flag("Whether vectors are brought to length 1; they are by default.");
     }
     if TRUNCATE.contains(&name) {
-        return truncate();
+        return truncate(&["NONE", "START", "END", "REFERENCE"]);
     }
     if MAX_TOKENS.contains(&name) {
         return max_tokens(name, limits);
@@ -132,22 +133,19 @@ fn other(name: &str, limits: Limits<'_>) -> Value {
     }
 }
 
-/// A query or document, or some of them.
-fn ranked(what: &str) -> Value {
-    let names = ["text", "image", "video", "content"]
-        .iter()
-        .chain(PIXEL_FIELDS);
-    let kinds: Map<String, Value> = names.map(|name| ((*name).to_owned(), json!({}))).collect();
-    let object = json!({ "type": "object", "properties": kinds, "additionalProperties": false });
-    optional(json!({
-        "description": format!("{what}: text, {{\"text\", \"image\", \"video\"}}, {{\"content\": [part, …]}} or a list of parts; or a list of these."),
-        "anyOf": [
-            { "type": "string" },
-            object,
-            reference("Part"),
-            { "type": "array", "minItems": 1, "items": { "anyOf": [{ "type": "string" }, object, reference("Part")] } },
-        ],
-    }))
+/// One side of a comparison: a query or document, or some of them.
+fn side(what: &str, limits: Limits<'_>) -> Value {
+    let words = json!({ "type": "string" });
+    let text = strict(
+        json!({ "content": words }),
+        &["content"],
+        PIXEL_FIELDS,
+        limits,
+    );
+    let one = [words, reference("Part"), text, reference("RankKinds")];
+    // A list is one of items, never the parts of a single one.
+    let any = [&one[..], &[reference("RankItems")]].concat();
+    json!({ "description": what, "anyOf": any })
 }
 
 /// Fields only a peer's schema has.
@@ -164,8 +162,9 @@ fn peers(name: &str, limits: Limits<'_>) -> Value {
         "auto_truncation" => flag("Cuts texts that are too long."),
         "output_type" => word(dashscope::OUTPUT_TYPES, "The only kind of vector there is."),
         "max_video_frames" => pixels("max_frames", limits),
-        "query" | "queries" | "text_1" | "data_1" => ranked("What is looked for"),
-        "documents" | "items" | "text_2" | "data_2" => ranked("What is judged"),
+        "query" => reference("RankItem"),
+        "queries" | "text_1" | "data_1" => optional(side("What is looked for.", limits)),
+        "documents" | "items" | "text_2" | "data_2" => optional(side("What is judged.", limits)),
         "top_n" => optional(json!({
             "type": "integer", "minimum": 0, "maximum": u32::MAX, "description": "How many results; 0 is all.",
         })),
@@ -204,10 +203,11 @@ fn types() -> Value {
     )
 }
 
-fn truncate() -> Value {
+/// With the words a route knows.
+pub(super) fn truncate(words: &[&str]) -> Value {
     optional(json!({
         "description": "What happens to an input that is too long: it is refused (false, NONE), or its text cut at the end (true, END) or the start.",
-        "anyOf": [{ "type": "boolean" }, { "type": "string", "enum": ["NONE", "START", "END", "REFERENCE"] }],
+        "anyOf": [{ "type": "boolean" }, { "type": "string", "enum": words }],
     }))
 }
 
