@@ -4,14 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::pausing::give_way;
 
-/// Looks for work, some tens of nanoseconds each, before the core is offered to others.
-const LOOKS: u32 = 256;
-
 /// Runs `work` while the other threads of the rayon pool it is called in look for work without going to sleep.
 ///
 /// A forward pass is hundreds of short parallel steps: waking a thread for each would cost a short input more than its arithmetic.
-/// Between the steps a waiting thread looks again at once, for the next is there in microseconds, and every [`LOOKS`] times yields to whoever
-/// else wants the core: who yields may get it back only after the other's turn, milliseconds later.
+/// Between the steps a waiting thread yields to whoever else wants the core.
 pub fn keep_awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     /// Lets the threads go, also when the work panics.
     struct Done<'a>(&'a AtomicBool);
@@ -25,17 +21,10 @@ pub fn keep_awake<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|scope| {
         // A broadcast, not a spawned task: this thread would take that up itself while it waits for a step, and never return.
         scope.spawn_broadcast(|_, context| {
-            let mut looks = 0;
             while Some(context.index()) != own && !done.load(Ordering::Acquire) {
                 give_way();
-                if rayon::yield_now() == Some(rayon::Yield::Executed) {
-                    looks = 0;
-                    continue;
-                }
-                looks += 1;
-                match looks % LOOKS {
-                    0 => std::thread::yield_now(),
-                    _ => std::hint::spin_loop(),
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::yield_now();
                 }
             }
         });
