@@ -96,14 +96,20 @@ impl RepositoryCache {
     pub(super) fn show(&self, commit: &str, name: &str, key: &str) -> Result<(), EngineError> {
         let link = self.snapshot(commit).join(name);
         create_parent(&link)?;
-        // A link that is already there may point at a blob somebody has cleaned away.
-        let _ = fs::remove_file(&link);
-        // Relative, so that a cache can be moved or mounted elsewhere; a snapshot lies two directories below the repository.
-        #[cfg(unix)]
-        let linked = std::os::unix::fs::symlink(Path::new("../../blobs").join(key), &link);
-        #[cfg(not(unix))]
-        let linked = fs::hard_link(self.blob(key), &link);
-        linked.map_err(|error| unwritable(&link, &error))
+        let directory = link.parent().unwrap_or(Path::new("."));
+        // Made under another name and renamed into place: the one that is there may point at a blob somebody has cleaned away, and who
+        // starts at the same time must not find the name gone.
+        let fresh = tempfile::Builder::new()
+            .prefix(".link-")
+            .make_in(directory, |path| {
+                // Relative, so that a cache can be moved or mounted elsewhere; a snapshot lies two directories below the repository.
+                #[cfg(unix)]
+                return std::os::unix::fs::symlink(Path::new("../../blobs").join(key), path);
+                #[cfg(not(unix))]
+                return fs::hard_link(self.blob(key), path);
+            });
+        let shown = fresh.and_then(|fresh| Ok(fresh.into_temp_path().persist(&link)?));
+        shown.map_err(|error| unwritable(&link, &error))
     }
 
     /// Waits until no other process writes the blob; the lock ends when the file is dropped.
