@@ -23,6 +23,7 @@ pub use activations::Activations;
 pub use awake::keep_awake;
 pub use heads::{HeadRange, Heads, Projections, Rope, Spans};
 pub use host::simd::Simd;
+pub(crate) use host::simd::{Loops, run_loops};
 pub use linear::{
     Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
 };

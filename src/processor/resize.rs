@@ -6,14 +6,21 @@
 //! # Source
 //! Pillow 12 `Resample.c`; PyTorch 2.15 `UpSampleKernel.cpp`.
 
+use std::array;
+
 use rayon::prelude::*;
 
+use crate::kernels::{Loops, run_loops};
 use crate::media::RgbImage;
 
 /// Bits of fraction in Pillow's fixed-point weights: 32 - 8 - 2.
 const PRECISION_BITS: u32 = 22;
 /// What a sum begins with, so that cutting its fraction off rounds it.
-const HALF: i64 = 1 << (PRECISION_BITS - 1);
+const HALF: i32 = 1 << (PRECISION_BITS - 1);
+/// Rows that are shrunk at a time: their sums fill the registers of AVX2, and the columns of a wide picture stay in the second cache.
+const ROWS: usize = 16;
+/// Rows and columns of bytes that are turned at a time: as many as an integer has.
+const SIDE: usize = 8;
 /// Half the width of the cubic kernel.
 const SUPPORT: f64 = 2.0;
 
@@ -79,73 +86,163 @@ pub(crate) fn pillow_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbIm
     let windows = fixed_point(&windows(image.height(), height));
     out.par_chunks_exact_mut(row_bytes)
         .zip(&windows)
-        .for_each(|(out, (first, weights))| {
-            let mut sums = vec![HALF as i32; row_bytes];
-            for (source, &weight) in image.as_raw()[first * row_bytes..]
-                .chunks_exact(row_bytes)
-                .zip(weights)
-            {
-                for (sum, &value) in sums.iter_mut().zip(source) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = clip(sum);
-            }
-        });
+        .for_each_init(
+            || vec![0; row_bytes],
+            |sums, (out, (first, weights))| {
+                let rows = image.as_raw()[first * row_bytes..].chunks_exact(row_bytes);
+                run_loops(WeighRows {
+                    rows,
+                    weights,
+                    sums,
+                    out,
+                });
+            },
+        );
     rgb(width, height, out)
 }
 
-/// Pillow's horizontal pass, two rows at a time: their values lie in the halves of one integer of 64 bits, so that each multiplication
-/// does for both.
+/// Pillow's horizontal pass, [`ROWS`] rows at a time: turned so that the same byte of all rows lies together, for vector instructions to
+/// weigh.
 fn shrink_rows(image: &RgbImage, width: u32) -> RgbImage {
     let windows = fixed_point(&windows(image.width(), width));
     let (row_bytes, out_bytes) = (image.width() as usize * 3, width as usize * 3);
     let mut out = vec![0_u8; out_bytes * image.height() as usize];
-    let rows = image.as_raw().par_chunks(2 * row_bytes);
-    let buffers = || {
-        (
-            vec![0_i64; row_bytes],
-            [vec![0_i32; out_bytes], vec![0_i32; out_bytes]],
-        )
-    };
-    out.par_chunks_mut(2 * out_bytes).zip(rows).for_each_init(
-        buffers,
-        |(values, [upper_sums, lower_sums]), (out, rows)| {
-            // The last of an odd number of rows is alone.
-            let (upper, lower) = rows.split_at(row_bytes);
-            let lower = if lower.is_empty() { upper } else { lower };
-            for ((both, &upper), &lower) in values.iter_mut().zip(upper).zip(lower) {
-                *both = i64::from(upper) | i64::from(lower) << 32;
-            }
-            let pixels = (upper_sums.chunks_exact_mut(3)).zip(lower_sums.chunks_exact_mut(3));
-            for ((upper, lower), (first, weights)) in pixels.zip(&windows) {
-                let sums = weigh_both(&values[first * 3..], weights);
-                upper.copy_from_slice(&sums.map(|both| both as i32));
-                // A lower half below zero has borrowed one from the upper half.
-                let borrowed = |both: i64| i32::from((both as i32) < 0);
-                lower.copy_from_slice(&sums.map(|both| (both >> 32) as i32 + borrowed(both)));
-            }
-            let (upper, lower) = out.split_at_mut(out_bytes);
-            for (out, sums) in [(upper, &upper_sums), (lower, &lower_sums)] {
-                for (out, &sum) in out.iter_mut().zip(sums.iter()) {
-                    *out = clip(sum);
-                }
-            }
-        },
-    );
+    let rows = image.as_raw().par_chunks(ROWS * row_bytes);
+    let buffers = || (vec![[0; ROWS]; row_bytes], vec![[0; ROWS]; out_bytes]);
+    out.par_chunks_mut(ROWS * out_bytes)
+        .zip(rows)
+        .for_each_init(buffers, |(columns, shrunk), (out, rows)| {
+            let last = rows.len() / row_bytes - 1;
+            run_loops(ShrinkRows {
+                // The last of them may be fewer.
+                rows: array::from_fn(|row| &rows[row.min(last) * row_bytes..][..row_bytes]),
+                windows: &windows,
+                columns,
+                shrunk,
+                out,
+            });
+        });
     rgb(width, image.height(), out)
 }
 
-/// One pixel of two rows: the weighted sums of its colours, rounded.
-fn weigh_both(values: &[i64], weights: &[i32]) -> [i64; 3] {
-    let mut sums = [HALF | HALF << 32; 3];
-    for (source, &weight) in values.chunks_exact(3).zip(weights) {
-        for (sum, &both) in sums.iter_mut().zip(source) {
-            *sum += both * i64::from(weight);
+/// Some rows to a row each of as many pixels as there are windows. `columns` and `shrunk` are memory for both, turned.
+struct ShrinkRows<'a> {
+    rows: [&'a [u8]; ROWS],
+    windows: &'a [(usize, Vec<i32>)],
+    columns: &'a mut [[u8; ROWS]],
+    shrunk: &'a mut [[u8; ROWS]],
+    out: &'a mut [u8],
+}
+
+impl Loops for ShrinkRows<'_> {
+    #[inline(always)]
+    fn run(self) {
+        turn(self.rows, self.columns);
+        for (pixel, (first, weights)) in self.shrunk.chunks_exact_mut(3).zip(self.windows) {
+            for (i, colour) in pixel.iter_mut().enumerate() {
+                *colour = weigh_column(&self.columns[first * 3 + i..], weights);
+            }
+        }
+        turn_back(self.shrunk, self.out);
+    }
+}
+
+/// A row of output from the rows of its window.
+struct WeighRows<'a, I> {
+    rows: I,
+    weights: &'a [i32],
+    sums: &'a mut [i32],
+    out: &'a mut [u8],
+}
+
+impl<'a, I: Iterator<Item = &'a [u8]>> Loops for WeighRows<'a, I> {
+    #[inline(always)]
+    fn run(self) {
+        self.sums.fill(HALF);
+        for (row, &weight) in self.rows.zip(self.weights) {
+            for (sum, &value) in self.sums.iter_mut().zip(row) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        for (out, &sum) in self.out.iter_mut().zip(self.sums.iter()) {
+            *out = clip(sum);
         }
     }
-    sums
+}
+
+/// One colour of a pixel of each row, from the columns where its window begins.
+#[inline(always)]
+fn weigh_column(columns: &[[u8; ROWS]], weights: &[i32]) -> [u8; ROWS] {
+    let mut sums = [HALF; ROWS];
+    for (column, &weight) in columns.iter().step_by(3).zip(weights) {
+        for (sum, &value) in sums.iter_mut().zip(column) {
+            *sum += i32::from(value) * weight;
+        }
+    }
+    let mut out = [0; ROWS];
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = clip(sum);
+    }
+    out
+}
+
+/// Rows of bytes, as the bytes of all rows at each place.
+#[inline(always)]
+fn turn(rows: [&[u8]; ROWS], columns: &mut [[u8; ROWS]]) {
+    let whole = columns.len() / SIDE * SIDE;
+    for (at, square) in (0..).step_by(SIDE).zip(columns.chunks_exact_mut(SIDE)) {
+        for (rows, first) in rows.chunks_exact(SIDE).zip((0..).step_by(SIDE)) {
+            let mut eight = [[0; SIDE]; SIDE];
+            for (bytes, row) in eight.iter_mut().zip(rows) {
+                bytes.copy_from_slice(&row[at..at + SIDE]);
+            }
+            for (column, bytes) in square.iter_mut().zip(turned(eight)) {
+                column[first..first + SIDE].copy_from_slice(&bytes);
+            }
+        }
+    }
+    for (at, column) in columns.iter_mut().enumerate().skip(whole) {
+        *column = rows.map(|row| row[at]);
+    }
+}
+
+/// The other way round, for as many rows as there are.
+#[inline(always)]
+fn turn_back(columns: &[[u8; ROWS]], rows: &mut [u8]) {
+    let row_bytes = columns.len();
+    for (at, square) in (0..).step_by(SIDE).zip(columns.chunks(SIDE)) {
+        for (first, rows) in (0..).step_by(SIDE).zip(rows.chunks_mut(SIDE * row_bytes)) {
+            let mut eight = [[0; SIDE]; SIDE];
+            for (bytes, column) in eight.iter_mut().zip(square) {
+                bytes.copy_from_slice(&column[first..first + SIDE]);
+            }
+            for (row, bytes) in rows.chunks_exact_mut(row_bytes).zip(turned(eight)) {
+                row[at..at + square.len()].copy_from_slice(&bytes[..square.len()]);
+            }
+        }
+    }
+}
+
+/// Eight by eight bytes, mirrored at the diagonal: halves of the square change places, then quarters, then single bytes.
+#[inline(always)]
+fn turned(rows: [[u8; SIDE]; SIDE]) -> [[u8; SIDE]; SIDE] {
+    let mut rows = rows.map(u64::from_le_bytes);
+    exchange::<4>(&mut rows, 0x0000_0000_ffff_ffff);
+    exchange::<2>(&mut rows, 0x0000_ffff_0000_ffff);
+    exchange::<1>(&mut rows, 0x00ff_00ff_00ff_00ff);
+    rows.map(u64::to_le_bytes)
+}
+
+/// Exchanges what `kept` leaves of each row with what it leaves out of the one `STEP` above.
+#[inline(always)]
+fn exchange<const STEP: usize>(rows: &mut [u64; SIDE], kept: u64) {
+    for pair in 0..SIDE / 2 {
+        let upper = pair / STEP * 2 * STEP + pair % STEP;
+        let lower = upper + STEP;
+        let swapped = (rows[upper] >> (8 * STEP) ^ rows[lower]) & kept;
+        rows[lower] ^= swapped;
+        rows[upper] ^= swapped << (8 * STEP);
+    }
 }
 
 /// Weights times 2^22, rounded half away from zero.
@@ -160,6 +257,7 @@ fn fixed_point(windows: &[Window]) -> Vec<(usize, Vec<i32>)> {
         .collect()
 }
 
+#[inline(always)]
 fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }

@@ -1,8 +1,10 @@
 //! Which instructions the CPU has, and which of them the host kernels use: found out once, at run time.
 
+use std::sync::OnceLock;
+
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
-use super::lanes::{Portable, Task};
+use super::lanes::{Lanes, Portable, Task};
 
 /// Which instruction set the host kernels use. Each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +83,30 @@ impl Simd {
             // SAFETY: as above.
             _ => unsafe { task.run::<Portable>() },
         }
+    }
+}
+
+/// Plain loops over slices, which the compiler finds vector instructions for: more and wider ones where it knows what the CPU has.
+pub(crate) trait Loops {
+    /// Runs them. Implementations are `#[inline(always)]`, and so is every function they call: what is a function of its own is
+    /// compiled for any CPU.
+    fn run(self);
+}
+
+/// Runs loops compiled for the widest instructions this CPU has. Integers come out the same on any; floating-point numbers, too, for
+/// the compiler fuses nothing by itself.
+pub(crate) fn run_loops(loops: impl Loops) {
+    static WIDEST: OnceLock<Simd> = OnceLock::new();
+    WIDEST.get_or_init(Simd::detect).run(Plain(loops));
+}
+
+/// Loops as a [`Task`] that uses no [`Lanes`].
+struct Plain<L>(L);
+
+impl<P: Loops> Task for Plain<P> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        self.0.run();
     }
 }
 
