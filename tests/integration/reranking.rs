@@ -75,6 +75,12 @@ fn golden(id: &str) -> (Value, Vec<f64>) {
         if let Some(image) = object["image"].as_str() {
             object["image"] = url(image).into();
         }
+        if let Some(file) = object["video"]["file"].as_str() {
+            object["video"] = url(file).into();
+        } else if let Some(frames) = object["video"]["frames"].as_array() {
+            let frames: Vec<String> = frames.iter().map(|f| url(f.as_str().unwrap())).collect();
+            object["video"] = frames.into();
+        }
         // Indexing made them.
         object
             .as_object_mut()
@@ -96,7 +102,7 @@ fn golden(id: &str) -> (Value, Vec<f64>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scores_of_the_reference_come_over_every_route() {
     let server = both(&[]);
-    for id in ["text", "default_instruction"] {
+    for id in ["text", "default_instruction", "videos"] {
         let (request, expected) = golden(id);
         for path in ["/v1/rerank", "/rerank", "/v2/rerank"] {
             let answer = answer(&server, path, request.clone()).await;
@@ -414,7 +420,7 @@ async fn scores_in_bf16_are_close_to_the_reference() {
         &[],
     );
     let mut worst: f64 = 0.0;
-    for id in ["text", "default_instruction"] {
+    for id in ["text", "default_instruction", "videos"] {
         let (request, expected) = golden(id);
         let answer = answer(&server, "/v1/rerank", request).await;
         for (score, expected) in by_index(&answer).iter().zip(&expected) {

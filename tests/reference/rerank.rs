@@ -79,7 +79,7 @@ fn every_pair_has_the_ids_of_the_reference() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 7);
+    assert_eq!(compared, 10);
 }
 
 #[test]
