@@ -7,11 +7,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// What a scenario wants to know of an answer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     /// Whether it says when to come again.
     pub(crate) retry_after: bool,
+    /// What the server says each stage took.
+    pub(crate) stages: String,
 }
 
 /// A connection that is kept.
@@ -48,6 +50,7 @@ impl Connection {
                 let answer = Answer {
                     status: status.ok_or(io::ErrorKind::InvalidData)?,
                     retry_after: find(lines, b"\r\nretry-after: ").is_some(),
+                    stages: value(lines, b"\r\nserver-timing: "),
                 };
                 self.body.clear();
                 self.body.extend_from_slice(&self.read[head..head + length]);
@@ -67,6 +70,13 @@ impl Connection {
 
 fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
     bytes.windows(part.len()).position(|window| window == part)
+}
+
+/// What stands after the name of a header, or nothing.
+fn value(lines: &[u8], name: &[u8]) -> String {
+    let after = find(lines, name).map_or(&[][..], |at| &lines[at + name.len()..]);
+    let line = after.split(|&byte| byte == b'\r').next();
+    String::from_utf8_lossy(line.unwrap_or_default()).into_owned()
 }
 
 /// Where the head ends and how long the body is, once the head is whole.

@@ -20,6 +20,8 @@ pub(crate) const BROKEN: u16 = 0;
 pub(crate) struct Report {
     /// Latencies by status.
     by_status: BTreeMap<u16, Vec<Duration>>,
+    /// What the server says of each that had vectors, beside its latency.
+    stages: Vec<(Duration, String)>,
     /// Refusals that do not say when to come again.
     pub(crate) without_retry_after: usize,
     pub(crate) lasted: Duration,
@@ -27,9 +29,12 @@ pub(crate) struct Report {
 
 impl Report {
     fn add(&mut self, answer: Option<Answer>, latency: Duration) {
-        let status = answer.map_or(BROKEN, |answer| answer.status);
+        let status = answer.as_ref().map_or(BROKEN, |answer| answer.status);
         let refused = matches!(status, 429 | 503);
-        let silent = answer.is_some_and(|answer| !answer.retry_after);
+        let silent = answer.as_ref().is_some_and(|answer| !answer.retry_after);
+        if let Some(answer) = answer.filter(|_| status == 200) {
+            self.stages.push((latency, answer.stages));
+        }
         self.without_retry_after += usize::from(refused && silent);
         self.by_status.entry(status).or_default().push(latency);
     }
@@ -62,6 +67,16 @@ impl Report {
         latencies
             .get(at)
             .map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+    }
+
+    /// The slowest with vectors, a line each: where the time went.
+    pub(crate) fn slowest(&mut self, count: usize) -> String {
+        self.stages
+            .sort_by_key(|(latency, _)| std::cmp::Reverse(*latency));
+        let line = |(latency, stages): &(Duration, String)| {
+            format!("  {:.2} ms: {stages}\n", latency.as_secs_f64() * 1e3)
+        };
+        self.stages.iter().take(count).map(line).collect()
     }
 
     pub(crate) fn shown(&self) -> String {

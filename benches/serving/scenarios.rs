@@ -472,12 +472,13 @@ pub(crate) async fn flood(options: &Options) -> Held {
     println!("flood/texts alone: {}", alone.shown());
     let clients = options.number("clients", 8.0) as usize;
     let flood = closed(address, clients, lasting, pictures);
-    let (beside, flood, ()) = tokio::join!(
+    let (mut beside, flood, ()) = tokio::join!(
         open(address, load, lasting, texts),
         flood,
         probe.watch(address, lasting)
     );
     println!("flood/texts beside pictures: {}", beside.shown());
+    print!("flood/the slowest of them:\n{}", beside.slowest(20));
     println!("flood/pictures: {}", flood.shown());
     let p99 = |report: &Report| report.quantile(&[200], 0.99);
     let ratio = p99(&beside) / p99(&alone);
