@@ -260,7 +260,11 @@ impl<'a> Parser<'a> {
                 "assistant" if is_empty(content) && i + 1 == messages.len() => {}
                 "system" | "user" | "assistant" => {
                     let rule = "a conversation is a system message or none, one user message, and an empty assistant message or none";
-                    let message = format!("{at} is another {role} message: {rule}");
+                    let what = match role == "assistant" && !is_empty(content) {
+                        true => "an assistant message that says something".to_owned(),
+                        false => format!("another {role} message"),
+                    };
+                    let message = format!("{at} is {what}: {rule}");
                     return Err(ApiError::invalid(at, message));
                 }
                 other => {
@@ -336,9 +340,10 @@ fn is_empty(content: &Value) -> bool {
     match content {
         Value::Null => true,
         Value::String(text) => text.is_empty(),
-        Value::Array(parts) => parts
-            .iter()
-            .all(|part| part.get("text").is_some_and(is_empty)),
+        Value::Array(parts) => parts.iter().all(|part| {
+            let text = part.get("text");
+            text.is_some_and(|text| text.is_null() || text == "")
+        }),
         _ => false,
     }
 }

@@ -148,9 +148,10 @@ fn pieces(limits: Limits<'_>) -> Value {
         },
         "Video": {
             "description": "A media string, or the frames of a video: as they are, or with their own rate.",
+            "anyOf": [reference("Media"), frames, reference("VideoObject")],
+        },
+        "VideoObject": {
             "anyOf": [
-                reference("Media"),
-                frames,
                 { "type": "object", "properties": { "url": reference("Media"), "frames": { "type": "null" } }, "required": ["url"], "additionalProperties": false },
                 {
                     "type": "object", "required": ["frames"], "additionalProperties": false,
@@ -169,9 +170,9 @@ fn list_of(items: &Value, limits: Limits<'_>) -> Value {
     json!({ "type": "array", "items": items, "minItems": 1, "maxItems": limits.settings.max_frames })
 }
 
+/// One video or several. A list of strings may be the frames of one, any other is a list of videos.
 fn videos(limits: Limits<'_>) -> Value {
-    let one = reference("Video");
-    json!({ "anyOf": [one, list_of(&one, limits)] })
+    json!({ "anyOf": [reference("Media"), reference("VideoObject"), list_of(&reference("Video"), limits)] })
 }
 
 fn kinds(limits: Limits<'_>) -> Value {
@@ -210,7 +211,7 @@ fn messages() -> Value {
     let nothing = json!([
         { "type": "null" },
         { "type": "string", "maxLength": 0 },
-        { "type": "array", "items": { "type": "object", "required": ["text"] } },
+        { "type": "array", "items": { "type": "object", "required": ["text"], "properties": { "text": { "type": ["string", "null"], "maxLength": 0 } } } },
     ]);
     let of = |role: &str, content: Value, required: &[&str]| {
         json!({

@@ -174,11 +174,18 @@ fn cohere_embed(limits: Limits<'_>) -> Operation {
     let lists = [cohere::INPUT_FIELDS, cohere::OPTION_FIELDS, PIXEL_FIELDS];
     let mut schema = body(&lists, &[], limits);
     narrowed(&mut schema, cohere::PATH, limits);
-    let alternatives = cohere::INPUT_FIELDS.iter();
-    let one_of: Vec<Value> = alternatives
-        .map(|name| json!({ "required": [name], "properties": { (*name): { "type": "array", "minItems": 1 } } }))
-        .collect();
-    schema["anyOf"] = one_of.into();
+    // An empty list is none, and so is null.
+    let only = |given: &str| {
+        let lists = cohere::INPUT_FIELDS.iter().map(|name| {
+            let list = match *name == given {
+                true => json!({ "type": "array", "minItems": 1 }),
+                false => json!({ "type": ["array", "null"], "maxItems": 0 }),
+            };
+            ((*name).to_owned(), list)
+        });
+        json!({ "required": [given], "properties": lists.collect::<Map<String, Value>>() })
+    };
+    schema["anyOf"] = cohere::INPUT_FIELDS.iter().map(|name| only(name)).collect();
     Operation {
         path: cohere::PATH,
         method: "post",
