@@ -375,7 +375,8 @@ fn threads_kept_awake_do_the_work_and_are_let_go_also_after_a_panic() {
                 .map(|i| i * i)
                 .sum::<usize>()
         };
-        for _ in 0..50 {
+        // Often, one after the other: threads that still look for work find a part of it before they are told to stay awake.
+        for _ in 0..2000 {
             assert_eq!(pool.install(|| keep_awake(sum)), 332_833_500);
         }
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
