@@ -59,8 +59,6 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // The server's threads share the cores with the client, and must not keep it from looking at its clock.
-    manifold::kernels::prefer_short_turns();
     // One thread: what the client takes from the server's cores is bounded, and told.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -12,8 +12,13 @@ use base64::prelude::BASE64_STANDARD;
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_finishes_what_was_accepted_and_exits_with_0() {
-    let mut server = Server::of("parity");
-    // The largest picture of the fixture keeps the encoder busy for a while.
+    let model = fixture("parity").join("model");
+    let patient = ["--server-drain-timeout-ms", "90000"];
+    let mut server = Server::start(
+        &[&["--model", model.to_str().unwrap()][..], &patient].concat(),
+        &[],
+    );
+    // The largest picture of the fixture keeps the encoder busy for a while, on a busy machine for long.
     let image = BASE64_STANDARD.encode(media("parity", "huge_2400x1800.png"));
     let body = json!({ "input": { "image": image } });
     let url = server.url.clone();
