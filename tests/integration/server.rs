@@ -88,7 +88,7 @@ impl Server {
     #[cfg(unix)]
     pub(crate) fn stop(&mut self) -> Option<i32> {
         self.signal("TERM");
-        let deadline = Instant::now() + Duration::from_secs(90);
+        let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
