@@ -28,7 +28,7 @@ pub use linear::{
     Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
 };
 pub use pausing::Gate;
-pub use turns::{prefer_short_turns, take_usual_turns};
+pub use turns::{let_others_in, prefer_short_turns, take_usual_turns};
 pub use weight::{HostTensor, WeightDtype, WeightMap};
 
 use candle_core::{DType, Device, Result, Tensor};

@@ -7,6 +7,8 @@ use std::cell::OnceCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use super::turns::let_others_in;
+
 /// Open, until somebody closes it.
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -60,10 +62,11 @@ impl Gate {
     }
 }
 
-/// Stops while the gate of this thread, if it has one, is closed. Not to be called with anything locked.
+/// Lets others have the core now and then, and stops while the gate of this thread, if it has one, is closed. Not to be called with anything locked.
 pub(super) fn give_way() {
     GATE.with(|own| {
         if let Some(gate) = own.get() {
+            let_others_in();
             gate.pass();
         }
     });

@@ -10,7 +10,7 @@ use std::array;
 
 use rayon::prelude::*;
 
-use crate::kernels::{Loops, run_loops};
+use crate::kernels::{Loops, let_others_in, run_loops};
 use crate::media::RgbImage;
 
 /// Bits of fraction in Pillow's fixed-point weights: 32 - 8 - 2.
@@ -89,6 +89,7 @@ pub(crate) fn pillow_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbIm
         .for_each_init(
             || vec![0; row_bytes],
             |sums, (out, (first, weights))| {
+                let_others_in();
                 let rows = image.as_raw()[first * row_bytes..].chunks_exact(row_bytes);
                 run_loops(WeighRows {
                     rows,
@@ -112,6 +113,7 @@ fn shrink_rows(image: &RgbImage, width: u32) -> RgbImage {
     out.par_chunks_mut(ROWS * out_bytes)
         .zip(rows)
         .for_each_init(buffers, |(columns, shrunk), (out, rows)| {
+            let_others_in();
             let last = rows.len() / row_bytes - 1;
             run_loops(ShrinkRows {
                 // The last of them may be fewer.
