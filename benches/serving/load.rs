@@ -143,8 +143,11 @@ pub(crate) async fn closed(
     report
 }
 
-/// Requests at a fixed rate, whatever becomes of them, over at most `connections`. Where all of those wait, the next request is
-/// late, and its latency says so: it counts from when it was due.
+/// How long a connection may lie unused and be used again: less than any server waits before it closes one.
+const KEPT: Duration = Duration::from_secs(5);
+
+/// Requests at a fixed rate, whatever becomes of them, over at most `connections`: the one that was free last, as a proxy's pool has it, or
+/// a new one. Where all of those wait, the next request is late, and its latency says so: it counts from when it was due.
 pub(crate) async fn open(
     address: &str,
     (rate, connections): (f64, usize),
@@ -153,13 +156,13 @@ pub(crate) async fn open(
 ) -> Report {
     let report = Rc::new(RefCell::new(Report::default()));
     let number = Rc::new(Cell::new(0_u64));
+    let free: Rc<RefCell<Vec<(Connection, Instant)>>> = Rc::default();
     let began = Instant::now();
     let tasks = LocalSet::new();
     for _ in 0..connections {
         let (report, number, requests) = (report.clone(), number.clone(), requests.clone());
-        let address = address.to_owned();
+        let (address, free) = (address.to_owned(), free.clone());
         tasks.spawn_local(async move {
-            let mut connection = None;
             loop {
                 let mine = number.replace(number.get() + 1);
                 let due = Duration::from_secs_f64(mine as f64 / rate);
@@ -169,8 +172,13 @@ pub(crate) async fn open(
                 let request = requests(mine);
                 let due = began + due;
                 tokio::time::sleep_until(due.into()).await;
+                let last = free.borrow_mut().pop();
+                let fresh = last.filter(|(_, since)| since.elapsed() < KEPT);
+                let mut connection = fresh.map(|(connection, _)| connection);
                 let answer = ask(&mut connection, &address, &request).await;
                 report.borrow_mut().add(answer, due.elapsed());
+                let kept = connection.map(|connection| (connection, Instant::now()));
+                free.borrow_mut().extend(kept);
             }
         });
     }
