@@ -154,9 +154,8 @@ impl<P: Clone, W> Schedule<P, W> {
         let ahead = self.ahead(now, whose, price);
         let own = Duration::from_micros(price);
         let allowed = deadline - now;
-        // Nothing before it: then what it lacks is not room, and asking again would not help. A quarter more: the expectation knows
-        // neither the passes' fixed part nor who comes next.
-        let late = self.speeds[whose.0 as usize].is_some() && (ahead + own) * 5 / 4 > allowed;
+        // Nothing before it: then what it lacks is not room, and asking again would not help.
+        let late = self.speeds[whose.0 as usize].is_some() && cautious(ahead + own) > allowed;
         if late && !self.is_idle() {
             return Err(BatcherError::TooLate {
                 allowed,
@@ -247,6 +246,12 @@ impl<P: Clone, W> Schedule<P, W> {
 /// Microseconds that all that waits in a lane or is on its way in is expected to take.
 fn expected(lane: &Track) -> u64 {
     lane.price() + lane.promised().price
+}
+
+/// How long something expected may take all the same: a quarter more, for the expectation knows neither the fixed part of all passes nor who
+/// comes next nor what else the machine will do.
+pub(super) fn cautious(expected: Duration) -> Duration {
+    expected * 5 / 4
 }
 
 /// Whether something is computed so fast that it need not be kept from others who wait for an answer.

@@ -4,13 +4,15 @@
 //! A pass of anything but short texts yields: the device stops it for a pass of short interactive texts, for one picture takes many
 //! times as long as a query and cannot be split. So does a pass of many short texts, for those whose texts are not in it: one key's flood
 //! of queries must not be what another's query waits for.
+//!
+//! All of a pass are answered at its end. So it takes nobody along for whom one of those who are in it already would be late.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use super::Priority;
 use super::cost::Cost;
-use super::door::is_light;
+use super::door::{cautious, is_light};
 use super::lane::{JobId, Priced};
 use super::schedule::{Instant, PassId, Phase, Running, Schedule};
 use super::settling::net;
@@ -156,8 +158,10 @@ impl<P: Clone, W> Schedule<P, W> {
         let (max_tokens, slice) = (self.max_tokens(), self.bulk_slice(task));
         let speed = self.speeds[task as usize];
         let mut members = Vec::new();
-        let mut tokens = 0;
+        let mut whole = Cost::default();
         let mut heavy = Duration::ZERO;
+        // When the first of those will have gone who are in time as far as is known.
+        let mut earliest = Instant::MAX;
         let fits_between = |aboard: &HashSet<Tenant>, tenant, priced: Priced| {
             is_light(priced.cost) && !aboard.contains(&tenant)
         };
@@ -179,6 +183,8 @@ impl<P: Clone, W> Schedule<P, W> {
                 break;
             };
             let (priced, cost) = (job.priced, job.priced.cost);
+            let gone = job.waiters.iter().map(|waiter| waiter.deadline).max();
+            let gone = gone.unwrap_or(Instant::MAX);
             let (alone, is_heavy) = (job.alone, priority == Priority::Bulk || !is_light(cost));
             let time = match &speed {
                 Some(speed) if is_heavy => speed.marginal(cost),
@@ -187,7 +193,13 @@ impl<P: Clone, W> Schedule<P, W> {
             if between.is_some() && alone {
                 break;
             }
-            let fits = tokens + cost.tokens() <= max_tokens
+            let mut with_it = whole;
+            with_it.add(cost);
+            let ends = speed.map_or(now, |speed| {
+                now + cautious(speed.fixed() + speed.marginal(with_it))
+            });
+            let fits = with_it.tokens() <= max_tokens
+                && ends <= earliest
                 && members.len() < self.policy.max_sequences
                 && (!is_heavy || heavy + time <= slice)
                 && !alone;
@@ -196,7 +208,10 @@ impl<P: Clone, W> Schedule<P, W> {
             }
             self.lanes[priority as usize].pop(task, tenant, (id, priced));
             members.push(id);
-            tokens += cost.tokens();
+            whole = with_it;
+            if ends <= gone {
+                earliest = earliest.min(gone);
+            }
             heavy += time;
             // Before the first measurement nobody can say what a second one would take.
             if alone || (is_heavy && speed.is_none()) {

@@ -309,6 +309,37 @@ fn what_cannot_be_done_in_time_is_refused_unless_nothing_is_before_it() {
 }
 
 #[test]
+fn a_pass_takes_nobody_along_for_whom_its_members_would_be_late() {
+    let mut bench = Bench::new(POLICY);
+    let mut submit = |tokens, deadline_ms| {
+        let deadline = bench.now + Duration::from_millis(deadline_ms);
+        bench.submit_until(1, None, (&[text(tokens)], deadline))
+    };
+    // 10 ms each and 1 ms a pass.
+    let all: Vec<u64> = [25, 3_600_000, 3_600_000, 60]
+        .into_iter()
+        .flat_map(|deadline_ms| submit(100, deadline_ms).unwrap())
+        .collect();
+    assert_eq!(
+        bench.pass(),
+        &all[..1],
+        "with another it would take 21 ms and perhaps a quarter more"
+    );
+    assert_eq!(bench.pass(), &all[1..], "31 ms, and the last has 49");
+    assert!(bench.told().iter().all(|(_, in_time)| *in_time));
+    // Who is late anyway does not keep others from coming along.
+    bench.schedule.speeds[0] = None;
+    let hopeless = bench.submit_until(
+        1,
+        None,
+        (&[text(100)], bench.now + Duration::from_millis(5)),
+    );
+    let other = bench.submit(1, None, &[text(100)]).unwrap();
+    bench.schedule.speeds = Bench::new(POLICY).schedule.speeds;
+    assert_eq!(bench.pass(), [hopeless.unwrap(), other].concat());
+}
+
+#[test]
 fn whoever_runs_out_of_time_in_the_queue_is_told_and_costs_no_pass() {
     let mut bench = Bench::new(POLICY);
     let running = bench.submit(1, BULK, &[text(900)]).unwrap();
