@@ -143,7 +143,7 @@ pub(crate) async fn closed(
     report
 }
 
-/// How long a connection may lie unused and be used again: less than any server waits before it closes one.
+/// How long a connection may lie unused and be used again: less than the 20 seconds after which our server closes one.
 const KEPT: Duration = Duration::from_secs(5);
 
 /// Requests at a fixed rate, whatever becomes of them, over at most `connections`: the one that was free last, as a proxy's pool has it, or

@@ -1,7 +1,8 @@
 //! Where the threads of a long forward pass stop while a short one, for which somebody waits, has the cores.
 //!
 //! A picture's pass takes many times as long as a query's and one operation of it still a large part of that, so it is stopped inside the
-//! operations: between two tiles, a fraction of a millisecond. What it has computed stays as it is, so no bit of it changes.
+//! operations: between two tiles, a fraction of a millisecond. What it has computed stays as it is, so no bit of it changes. There it also
+//! lets other threads of the machine have the core.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,7 +63,8 @@ impl Gate {
     }
 }
 
-/// Lets others have the core now and then, and stops while the gate of this thread, if it has one, is closed. Not to be called with anything locked.
+/// In a thread that has a gate: lets others have the core now and then, and stops while the gate is closed. Not to be called with anything
+/// locked.
 pub(super) fn give_way() {
     GATE.with(|own| {
         if let Some(gate) = own.get() {
