@@ -61,7 +61,7 @@ impl<P: Clone, W> Schedule<P, W> {
             // What is in flight already costs nothing more.
             if !self.is_in_flight(group.tenant, entry.key) && seen.insert(entry.key) {
                 brought.add(entry.cost);
-                price += self.price(group.task, entry.cost);
+                price += self.price(group.task, entry.cost, 1);
             }
         }
         if seen.is_empty() {
@@ -92,7 +92,7 @@ impl<P: Clone, W> Schedule<P, W> {
         };
         let (tenant, priority) = (outline.tenant, outline.priority.unwrap_or(by_cost));
         let task = outline.task;
-        let price = self.price(task, cost);
+        let price = self.price(task, cost, outline.inputs);
         let checked = self
             .check_phase(now, deadline)
             .and_then(|()| self.check_room(tenant, priority, cost))
@@ -152,10 +152,13 @@ impl<P: Clone, W> Schedule<P, W> {
         (price, deadline): (u64, Instant),
     ) -> Result<(), BatcherError> {
         let ahead = self.ahead(now, whose, price);
-        let own = Duration::from_micros(price);
         let allowed = deadline - now;
+        // All of a pass are answered at its end: what runs with it or is left over from the pass before pays, too.
+        let late = self.speeds[whose.0 as usize].is_some_and(|speed| {
+            let own = Duration::from_micros(price) + speed.fixed() * 2;
+            cautious(ahead + own) > allowed
+        });
         // Nothing before it: then what it lacks is not room, and asking again would not help.
-        let late = self.speeds[whose.0 as usize].is_some() && cautious(ahead + own) > allowed;
         if late && !self.is_idle() {
             return Err(BatcherError::TooLate {
                 allowed,
@@ -248,8 +251,8 @@ fn expected(lane: &Track) -> u64 {
     lane.price() + lane.promised().price
 }
 
-/// How long something expected may take all the same: a quarter more, for the expectation knows neither the fixed part of all passes nor who
-/// comes next nor what else the machine will do.
+/// How long something expected may take all the same: a quarter more, for the expectation knows neither who comes next nor what else the
+/// machine will do.
 pub(super) fn cautious(expected: Duration) -> Duration {
     expected * 5 / 4
 }

@@ -200,7 +200,7 @@ impl<P: Clone, W> Schedule<P, W> {
         (payload, key, cost): (P, ContentKey, Cost),
     ) -> JobId {
         let id = JobId(self.fresh_id());
-        let price = self.price(task, cost);
+        let price = self.price(task, cost, 1);
         let job = Job {
             payload,
             task,
@@ -230,10 +230,10 @@ impl<P: Clone, W> Schedule<P, W> {
         self.ids
     }
 
-    /// What a job is charged: the microseconds it is expected to add to a pass; its tokens before anything is known.
-    pub(super) fn price(&self, task: Task, cost: Cost) -> u64 {
+    /// What jobs are charged that cost so much together: see [`Speed::charge`]. In microseconds; their tokens before anything is known.
+    pub(super) fn price(&self, task: Task, cost: Cost, jobs: usize) -> u64 {
         let micros = match &self.speeds[task as usize] {
-            Some(speed) => speed.marginal(cost).as_micros() as u64,
+            Some(speed) => speed.charge(cost, jobs).as_micros() as u64,
             None => cost.tokens() as u64,
         };
         micros.max(1)

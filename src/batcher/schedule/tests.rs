@@ -2,6 +2,8 @@
 
 mod simulation;
 
+use std::collections::HashMap;
+
 use super::*;
 use crate::batcher::Outline;
 use crate::batcher::forming::{Batch, Step};
@@ -340,6 +342,60 @@ fn a_pass_takes_nobody_along_for_whom_its_members_would_be_late() {
 }
 
 #[test]
+fn in_a_flood_what_is_let_in_is_answered_in_time() {
+    let policy = BatchPolicy {
+        max_sequences: 64,
+        ..POLICY
+    };
+    // Three times what the device can do, where a pass takes a tenth and a third of the time that somebody has for nothing.
+    for (tokens, deadline_ms, every_micros) in [(4, 10, 130), (10, 10, 330), (4, 3, 130)] {
+        let mut bench = Bench::new(policy);
+        let (mut deadlines, mut refused, mut late) = (HashMap::new(), 0, 0);
+        let mut next = bench.now;
+        while deadlines.len() < 2000 {
+            let members = bench.begin();
+            let begun = bench.now;
+            let micros = 1000 + 100 * tokens * members.len() as u64;
+            let end = begun + Duration::from_micros(if members.is_empty() { 0 } else { micros });
+            while next <= end || members.is_empty() {
+                bench.now = next;
+                let deadline = next + Duration::from_millis(deadline_ms);
+                match bench.submit_until(1, None, (&[text(tokens as usize)], deadline)) {
+                    Ok(number) => deadlines.insert(number[0], deadline),
+                    Err(BatcherError::TooLate { .. }) => {
+                        refused += 1;
+                        None
+                    }
+                    Err(other) => panic!("{other}"),
+                };
+                next += Duration::from_micros(every_micros);
+                if members.is_empty() {
+                    break;
+                }
+            }
+            if !members.is_empty() {
+                bench.now = begun;
+                bench.end(&members);
+            }
+            late += members
+                .iter()
+                .filter(|&member| deadlines[member] < bench.now)
+                .count();
+            late += bench.told().iter().filter(|(_, in_time)| !in_time).count();
+        }
+        let let_in = deadlines.len();
+        assert_eq!(
+            late, 0,
+            "{tokens} tokens: {let_in} let in, {refused} refused"
+        );
+        assert!(
+            refused > let_in,
+            "{tokens} tokens: {let_in} let in, {refused} refused"
+        );
+    }
+}
+
+#[test]
 fn whoever_runs_out_of_time_in_the_queue_is_told_and_costs_no_pass() {
     let mut bench = Bench::new(POLICY);
     let running = bench.submit(1, BULK, &[text(900)]).unwrap();
@@ -512,7 +568,7 @@ fn a_long_pass_that_ends_first_takes_nothing_from_the_one_in_between() {
     }];
     bench.schedule.finish(bench.now, long, Ok(rows));
     assert_eq!(bench.schedule.passes[0].interrupted, Duration::ZERO);
-    let price = |bench: &Bench| bench.schedule.price(Task::Embed, text(1000));
+    let price = |bench: &Bench| bench.schedule.price(Task::Embed, text(1000), 1);
     let before = price(&bench);
     bench.end(&query);
     // It took 4 ms instead of the 3 that were expected.
