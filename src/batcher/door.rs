@@ -153,7 +153,7 @@ impl<P: Clone, W> Schedule<P, W> {
     ) -> Result<(), BatcherError> {
         let ahead = self.ahead(now, whose, price);
         let allowed = deadline - now;
-        // All of a pass are answered at its end: what runs with it or is left over from the pass before pays, too.
+        // All of a pass are answered at its end: it waits for the fixed part of its own, and for one more where that before it was cut short.
         let late = self.speeds[whose.0 as usize].is_some_and(|speed| {
             let own = Duration::from_micros(price) + speed.fixed() * 2;
             cautious(ahead + own) > allowed
