@@ -211,10 +211,10 @@ async fn health(address: &str, lasting: Duration) -> Report {
     open(address, (50.0, 8), lasting, Rc::new(move |_| ask.clone())).await
 }
 
-/// What must hold of answers, refusals and health under ten times the load, `deadline` in milliseconds.
-fn check_overload((peak, load, health): (&Report, &Report, &Report), deadline: f64) -> Held {
+/// What must hold of answers, refusals and health under ten times the load: `peak` in answers a second, `deadline` in milliseconds.
+fn check_overload((load, health): (&Report, &Report), (peak, deadline): (f64, f64)) -> Held {
     let refused = load.quantile(&[429, 503], 0.99);
-    require(load.goodput() >= GOODPUT_OF_PEAK * peak.goodput(), || {
+    require(load.goodput() >= GOODPUT_OF_PEAK * peak, || {
         "goodput under overload".to_owned()
     })?;
     require(refused <= REFUSAL_P99_MS, || {
@@ -233,6 +233,15 @@ fn check_overload((peak, load, health): (&Report, &Report, &Report), deadline: f
     })
 }
 
+/// What a load brought, and its answers for each second of the server's CPU time.
+async fn per_cpu(server: &Server, load: impl Future<Output = Report>) -> (Report, f64) {
+    let before = server.cpu();
+    let report = load.await;
+    let spent = (server.cpu() - before).as_secs_f64();
+    let answers = report.count(200) as f64 / spent;
+    (report, answers)
+}
+
 /// Ten times what can be sustained.
 pub(crate) async fn overload(options: &Options) -> Held {
     let server = Server::start(options, &[], None);
@@ -244,7 +253,8 @@ pub(crate) async fn overload(options: &Options) -> Held {
     let count = tokens(address, &requests(0)).await;
     let measure = Duration::from_secs_f64(options.number("peak-seconds", 10.0));
     closed(address, 64, measure / 2, requests.clone()).await;
-    let peak = closed(address, 64, measure, requests.clone()).await;
+    let measuring = closed(address, 64, measure, requests.clone());
+    let (peak, peak_a_cpu_second) = per_cpu(&server, measuring).await;
     println!("overload/peak, {count} tokens: {}", peak.shown());
     let half = (peak.goodput() / 2.0, 256);
     let before = open(address, half, measure, requests.clone()).await;
@@ -259,8 +269,8 @@ pub(crate) async fn overload(options: &Options) -> Held {
         early.set(server.memory());
     };
     let load = open(address, (rate, 3000), lasting, requests.clone());
-    let (load, health, (), ()) = tokio::join!(
-        load,
+    let ((load, a_cpu_second), health, (), ()) = tokio::join!(
+        per_cpu(&server, load),
         health(address, lasting),
         remember,
         probe.watch(address, lasting)
@@ -270,21 +280,29 @@ pub(crate) async fn overload(options: &Options) -> Held {
     let spent = (cpu_of("self") - cpu).as_secs_f64() / lasting.as_secs_f64();
     println!("overload/{rate:.0} a second: {}", load.shown());
     println!(
-        "overload/refusals p99 {refused:.2} ms, health p99 {:.2} ms, {} without Retry-After, goodput {:.0} % of peak, memory {:.1} -> {:.1} MB, client {:.0} % of a core",
+        "overload/refusals p99 {refused:.2} ms, health p99 {:.2} ms, {} without Retry-After, memory {:.1} -> {:.1} MB, client {:.0} % of a core",
         health.quantile(&[200], 0.99),
         load.without_retry_after,
-        100.0 * load.goodput() / peak.goodput(),
         memory as f64 / 1e6,
         server.memory() as f64 / 1e6,
         100.0 * spent,
     );
     tokio::time::sleep(Duration::from_secs_f64(deadline / 1e3)).await;
-    let after = open(address, half, measure, requests).await;
+    let after = open(address, half, measure, requests.clone()).await;
     println!(
         "overload/half the peak, one deadline later: {}",
         after.shown()
     );
-    check_overload((&peak, &load, &health), deadline)?;
+    // A machine that others use, too, is faster now and slower then: the peak is the mean of what it was before and is after.
+    let later = closed(address, 64, measure, requests).await;
+    println!("overload/peak, afterwards: {}", later.shown());
+    let sustained = (peak.goodput() + later.goodput()) / 2.0;
+    println!(
+        "overload/goodput {:.1} % of both peaks; {a_cpu_second:.1} answers a CPU second of the server, {:.1} % of the first peak's",
+        100.0 * load.goodput() / sustained,
+        100.0 * a_cpu_second / peak_a_cpu_second
+    );
+    check_overload((&load, &health), (sustained, deadline))?;
     let grown = server.memory() as f64 / memory as f64;
     require(grown <= MEMORY_UNDER_OVERLOAD, || {
         format!("memory grew to {grown:.2} of what it was a quarter into the load")
