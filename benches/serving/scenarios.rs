@@ -242,6 +242,19 @@ async fn per_cpu(server: &Server, load: impl Future<Output = Report>) -> (Report
     (report, answers)
 }
 
+/// Prints what became of refusals and health, of the server's memory from early to late, and the share of a core the client took.
+fn show_overload((load, health): (&Report, &Report), (early, late): (u64, u64), client: f64) {
+    println!(
+        "overload/refusals p99 {:.2} ms, health p99 {:.2} ms, {} without Retry-After, memory {:.1} -> {:.1} MB, client {:.0} % of a core",
+        load.quantile(&[429, 503], 0.99),
+        health.quantile(&[200], 0.99),
+        load.without_retry_after,
+        early as f64 / 1e6,
+        late as f64 / 1e6,
+        100.0 * client,
+    );
+}
+
 /// Ten times what can be sustained.
 pub(crate) async fn overload(options: &Options) -> Held {
     let server = Server::start(options, &[], None);
@@ -276,17 +289,9 @@ pub(crate) async fn overload(options: &Options) -> Held {
         probe.watch(address, lasting)
     );
     let memory = early.get();
-    let refused = load.quantile(&[429, 503], 0.99);
     let spent = (cpu_of("self") - cpu).as_secs_f64() / lasting.as_secs_f64();
     println!("overload/{rate:.0} a second: {}", load.shown());
-    println!(
-        "overload/refusals p99 {refused:.2} ms, health p99 {:.2} ms, {} without Retry-After, memory {:.1} -> {:.1} MB, client {:.0} % of a core",
-        health.quantile(&[200], 0.99),
-        load.without_retry_after,
-        memory as f64 / 1e6,
-        server.memory() as f64 / 1e6,
-        100.0 * spent,
-    );
+    show_overload((&load, &health), (memory, server.memory()), spent);
     tokio::time::sleep(Duration::from_secs_f64(deadline / 1e3)).await;
     let after = open(address, half, measure, requests.clone()).await;
     println!(
