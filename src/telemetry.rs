@@ -2,6 +2,7 @@
 //! coloured text on a terminal, plain text or JSON elsewhere; numbers for a scraper; spans for a collector.
 
 pub mod backlog;
+mod device_memory;
 mod metric_names;
 pub mod metrics;
 mod process;
@@ -11,6 +12,7 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub use device_memory::{DeviceMemory, set_device_memory};
 pub use metrics::metrics;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;

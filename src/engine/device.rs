@@ -1,15 +1,65 @@
 //! Which device, in which number format: decided once, here. The only place outside `kernels` that asks what was built in.
 
+use std::time::{Duration, Instant};
+
 use candle_core::{DType, Device};
 
 use super::{DeviceChoice, DtypeChoice, EngineError};
 use crate::kernels::{Kernels, Precision, Simd};
+use crate::telemetry::{self, DeviceMemory};
 
 /// A device that was picked, with the words people know it by.
 pub(super) struct Picked {
     pub(super) kernels: Kernels,
     pub(super) device: String,
     pub(super) dtype: &'static str,
+}
+
+/// What is read of a device with memory of its own, at most once in this time.
+const MEMORY_PERIOD: Duration = Duration::from_secs(1);
+
+/// Tells how much of a device's memory is in use. Its thread asks, for nobody else touches the device.
+pub(super) struct MemoryProbe {
+    device: Device,
+    name: String,
+    told: Option<Instant>,
+}
+
+impl MemoryProbe {
+    pub(super) fn new(picked: &Picked) -> Self {
+        MemoryProbe {
+            device: picked.kernels.device(),
+            name: picked.device.clone(),
+            told: None,
+        }
+    }
+
+    /// Tells what is in use now, unless that was done just before.
+    pub(super) fn tell(&mut self) {
+        if self.told.is_some_and(|told| told.elapsed() < MEMORY_PERIOD) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        if let Some(memory) = own_memory(&self.device) {
+            telemetry::set_device_memory(&self.name, memory);
+        }
+    }
+}
+
+/// The memory of a device that has its own; an error says nothing that the passes do not say as well.
+#[cfg(feature = "cuda")]
+fn own_memory(device: &Device) -> Option<DeviceMemory> {
+    let stream = device.as_cuda_device().ok()?.cuda_stream();
+    let (free, total) = stream.context().mem_get_info().ok()?;
+    Some(DeviceMemory {
+        used: total.saturating_sub(free) as u64,
+        total: total as u64,
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn own_memory(_: &Device) -> Option<DeviceMemory> {
+    None
 }
 
 /// Picks what was asked for, or the first that is there.

@@ -170,6 +170,7 @@ impl Engine {
             })
             .build()
             .map_err(|error| refused(error.to_string()))?;
+        let memory = device::MemoryProbe::new(&picked);
         let is_host = matches!(picked.kernels, Kernels::Host { .. });
         let place = Place {
             kernels: picked.kernels,
@@ -195,7 +196,7 @@ impl Engine {
                 .map_err(|error| refused(error.to_string()))?;
             work.on_the_host(pool, (between, gate))
         } else {
-            work.on_a_device(pool)
+            work.on_a_device(pool, memory)
         };
         Ok(Engine {
             lines: lines.map_err(|error| refused(error.to_string()))?,

@@ -12,6 +12,7 @@ use std::{io, thread};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
+use super::device::MemoryProbe;
 use super::pass::{self, Memory};
 use super::roster::Roster;
 use super::{Encoded, EngineError, Heartbeat};
@@ -69,14 +70,20 @@ pub(super) struct Work {
 
 impl Work {
     /// Starts the thread of a device; `pool` is for what the host does for it.
-    pub(super) fn on_a_device(self, pool: ThreadPool) -> io::Result<Lines> {
+    pub(super) fn on_a_device(
+        self,
+        pool: ThreadPool,
+        mut memory: MemoryProbe,
+    ) -> io::Result<Lines> {
         let under_way = Arc::new(AtomicUsize::new(0));
         let (whole, queue) = mpsc::channel();
         let queue = Mutex::new(queue);
         let counted = Arc::clone(&under_way);
         spawn("engine", move || {
+            memory.tell();
             each(&queue, |job| {
                 pool.install(|| keep_awake(|| self.answer(job, &counted, Some(&queue))));
+                memory.tell();
             });
         })?;
         Ok(Lines {

@@ -93,6 +93,14 @@ pub(super) const CONNECTIONS_DROPPED: Name = (
 );
 pub(super) const MODEL_INFO: Name = ("manifold_model_info", "Always 1; what is served");
 pub(super) const BUILD_INFO: Name = ("manifold_build_info", "Always 1; which program");
+pub(super) const DEVICE_MEMORY: Name = (
+    "manifold_device_memory_bytes",
+    "Memory of the device, or of what the process may have of the machine's",
+);
+pub(super) const DEVICE_MEMORY_USED: Name = (
+    "manifold_device_memory_used_bytes",
+    "How much of that is in use, by whomever",
+);
 pub(super) const RESIDENT_MEMORY: Name = (
     "manifold_process_resident_memory_bytes",
     "Memory in use, as the kernel counts it",
@@ -103,7 +111,7 @@ pub(super) const CPU_SECONDS: Name = ("manifold_process_cpu_seconds", "Time of a
 
 /// All of them.
 #[cfg(test)]
-pub(super) const ALL: [Name; 33] = [
+pub(super) const ALL: [Name; 35] = [
     REQUESTS,
     REQUESTS_IN_FLIGHT,
     REQUEST_DURATION,
@@ -133,6 +141,8 @@ pub(super) const ALL: [Name; 33] = [
     CONNECTIONS_DROPPED,
     MODEL_INFO,
     BUILD_INFO,
+    DEVICE_MEMORY,
+    DEVICE_MEMORY_USED,
     RESIDENT_MEMORY,
     OPEN_FDS,
     THREADS,

@@ -16,6 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::backlog::BatcherCollector;
+use super::device_memory::MemoryCollector;
 use super::metric_names::{self as names, Name};
 use super::process::ProcessCollector;
 
@@ -148,6 +149,7 @@ impl Metrics {
         let version = env!("CARGO_PKG_VERSION");
         build.get_or_create(&Build { version }).set(1);
         r.register_collector(Box::new(BatcherCollector));
+        r.register_collector(Box::new(MemoryCollector));
         r.register_collector(Box::new(ProcessCollector));
         Metrics {
             requests: add(&mut r, names::REQUESTS, Family::default()),

@@ -39,9 +39,9 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// The number after `name` in `/proc/self/status`.
-fn field(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+/// The number after `name` at the beginning of a line.
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
