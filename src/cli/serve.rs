@@ -3,6 +3,7 @@
 //! The order matters: the port is taken first, so that a second server on it fails before it loads gigabytes; the URL is
 //! printed last, so that whoever waits for that line can send requests at once.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,9 +18,9 @@ use super::{Misconfigured, summary};
 use crate::api::{
     self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Loaded, Served, ServedReranker, Tls,
 };
-use crate::batcher::Batcher;
+use crate::batcher::{BatchPolicy, Batcher};
 use crate::config::{Config, Secret};
-use crate::engine::{CheckpointSource, EngineError};
+use crate::engine::{CheckpointSource, Engine, EngineError};
 use crate::kernels::prefer_short_turns;
 use crate::media::video::{self, sandbox::Layers};
 use crate::media::{MediaError, MediaLoader, MediaSettings};
@@ -34,11 +35,19 @@ const OTHER_FILES: u64 = 512;
 /// Connections of scrapers and health checks on a listener of their own.
 const MAX_OPERATORS: usize = 64;
 
+/// What puts a batcher before an engine.
+type StartBatcher = fn(Engine, BatchPolicy) -> Batcher;
+
 /// Serves until SIGTERM or Ctrl-C.
 ///
 /// # Errors
 /// Whatever keeps the server from starting, or stops it before it was told to.
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
+    run_with(config, Batcher::start)
+}
+
+/// The same with another way to put a batcher before the engine: the tests bring one whose device is lost.
+fn run_with(config: Config, start: StartBatcher) -> anyhow::Result<()> {
     let mut telemetry = telemetry::init(&config.telemetry)?;
     let read = config.auth.read_keys();
     let keys = read.map_err(|fault| Misconfigured(vec![fault]))?;
@@ -49,7 +58,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let served = runtime.block_on(serve(config, keys, sandbox));
+    let served = runtime.block_on(serve(config, keys, sandbox, start));
     // A download or a load that was interrupted must not keep the process from ending.
     runtime.shutdown_background();
     if served.is_err() {
@@ -65,7 +74,12 @@ fn async_threads(asked: usize) -> usize {
     if asked == 0 { cores.div_ceil(2) } else { asked }
 }
 
-async fn serve(config: Config, keys: Vec<Secret>, sandbox: Option<Layers>) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    keys: Vec<Secret>,
+    sandbox: Option<Layers>,
+    start: StartBatcher,
+) -> anyhow::Result<()> {
     let config = Arc::new(config);
     // Before the listener: from here on a signal is never lost.
     let mut signals = listen_for_signals()?;
@@ -111,9 +125,9 @@ async fn serve(config: Config, keys: Vec<Secret>, sandbox: Option<Layers>) -> an
         (keys.len(), sandbox),
         (address, operators),
     );
-    let batcher = Batcher::start(loaded.engine.clone(), config.batch);
+    let batcher = start(loaded.engine.clone(), config.batch);
     state.set_loaded(wire(&config, loaded, batcher.clone())?);
-    println!("{}", summary::url(&config.server, address));
+    summary::say(io::stdout(), &summary::url(&config.server, address));
 
     let finished = tokio::select! {
         finished = &mut answering => finished.context("the listener panicked")?,
@@ -365,8 +379,14 @@ fn listen_for_signals() -> anyhow::Result<watch::Receiver<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::process::{Command, Stdio};
+    use std::time::Instant;
+
     use super::*;
     use crate::config::{ConfigArgs, Inputs};
+    use crate::engine::Heartbeat;
 
     fn config(port: &str) -> Config {
         let inputs = Inputs {
@@ -386,6 +406,55 @@ mod tests {
         let fault = bind(&config(&port.to_string())).await.expect_err("taken");
         let expected = format!("cannot listen on 127.0.0.1, port {port}");
         assert_eq!(fault.to_string(), expected);
+    }
+
+    /// By this the test that follows knows that it is the server.
+    const IS_SERVER: &str = "TEST_LOSES_ITS_DEVICE";
+
+    /// A batcher before a device that is lost at the first pass.
+    fn losing(_: Engine, policy: BatchPolicy) -> Batcher {
+        Batcher::with_encoder(policy, Heartbeat::new(Duration::ZERO), |_| {
+            let reason = "on purpose".to_owned();
+            ready(Err(EngineError::Lost { reason }))
+        })
+    }
+
+    #[test]
+    fn a_process_that_lost_its_device_tells_who_waits_and_ends_with_70_within_a_second() {
+        if std::env::var_os(IS_SERVER).is_some() {
+            let error = run_with(config("0"), losing).expect_err("the device is lost");
+            std::process::exit(super::super::exit_code(&error).into());
+        }
+        let name = "cli::serve::tests::a_process_that_lost_its_device_tells_who_waits_and_ends_with_70_within_a_second";
+        let mut server = Command::new(std::env::current_exe().expect("this program"))
+            .args([name, "--exact", "--nocapture"])
+            .env(IS_SERVER, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this program starts");
+        let lines = BufReader::new(server.stdout.take().expect("its output")).lines();
+        let address = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("http://").map(str::to_owned))
+            .expect("it says where it listens");
+        let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+        let body = r#"{"input":"a"}"#;
+        let length = body.len();
+        write!(
+            stream,
+            "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let answered = Instant::now();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("device_unavailable"), "{answer}");
+        assert!(answer.contains("\r\nretry-after: "), "{answer}");
+        let ended = server.wait().expect("its end");
+        assert_eq!(ended.code(), Some(super::super::EXIT_DEVICE.into()));
+        let took = answered.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a server says about itself when it starts. In: its settings and what was loaded. Out: lines for people on standard
 //! output, or one event where the log is JSON.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ const EMBEDDED_NOTICE: &str = "\
 /// Warns people, or the log where it is JSON, that the embedded model is served.
 pub(super) fn warn_of_embedded(format: LogFormat) {
     match format {
-        LogFormat::Text => eprintln!("{EMBEDDED_NOTICE}"),
+        LogFormat::Text => say(io::stderr(), EMBEDDED_NOTICE),
         LogFormat::Json => {
             tracing::warn!(
                 "no model was given: this is the small one for trying the API, which knows little"
@@ -68,9 +69,12 @@ pub(super) fn tell(config: &Config, facts: &Facts<'_>) {
     let lines = lines(config, facts);
     match config.telemetry.format {
         LogFormat::Text => {
-            println!("manifold {}", env!("CARGO_PKG_VERSION"));
+            say(
+                io::stdout(),
+                concat!("manifold ", env!("CARGO_PKG_VERSION")),
+            );
             for (what, text) in lines {
-                println!("  {what:<9} {text}");
+                say(io::stdout(), &format!("  {what:<9} {text}"));
             }
         }
         LogFormat::Json => {
@@ -223,6 +227,12 @@ fn media_sources(media: &MediaSettings) -> String {
     format!("URLs of: {fetched}; files beneath: {files}")
 }
 
+/// Writes a line, if anybody reads it: whoever wanted only the first and has gone, as `head` does, is no reason not to serve, and
+/// `println!` would panic.
+pub(super) fn say(mut to: impl Write, line: &str) {
+    let _ = writeln!(to, "{line}");
+}
+
 /// Where a client on this machine reaches the server.
 pub(super) fn url(server: &ServerSettings, address: SocketAddr) -> String {
     let scheme = if server.tls.is_some() {
@@ -269,6 +279,13 @@ mod tests {
             is_directory: &|_| false,
         };
         Config::resolve(&inputs).expect("the defaults resolve")
+    }
+
+    #[test]
+    fn a_line_nobody_reads_is_no_reason_to_panic() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(reader);
+        say(writer, "the URL");
     }
 
     fn summary_of(ffmpeg: Option<PathBuf>, keys: usize) -> String {
