@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench encode` runs the embedded tiny model; `MANIFOLD_BENCH_MODEL=<directory>` another one, for instance a
 //! full-size random checkpoint of `tests/fixtures/scripts/make_random_checkpoint.py`, and `MANIFOLD_BENCH_DTYPE` is `f32`, `bf16` or `int8`.
-//! `MANIFOLD_BENCH_CASES=1x512` runs the cases whose name contains it. Each case prints the median of its runs; each run must give the same bits as the first.
+//! `MANIFOLD_BENCH_CASES=1x512` runs the cases whose name contains it, `MANIFOLD_BENCH_RUNS=100` each so often. Each case prints the median of its
+//! runs; each run must give the same bits as the first.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use manifold::engine::{Checkpoint, CheckpointSource};
 use manifold::kernels::{Kernels, Precision, keep_awake};
 use manifold::model::{GridThw, PackedBatch, Patches, Qwen3VlEncoder, Sequence, Task};
 
-/// Runs that count; one before them warms the caches.
+/// Runs that count, where nothing else is asked for; one before them warms the caches.
 const RUNS: usize = 3;
 
 /// A sequence of `tokens` ordinary tokens.
@@ -52,12 +53,12 @@ fn forward(encoder: &Qwen3VlEncoder, batch: &PackedBatch) -> Vec<Vec<f32>> {
         .expect("a forward pass")
 }
 
-fn run(name: &str, encoder: &Qwen3VlEncoder, sequences: &[Sequence]) {
+fn run(name: &str, encoder: &Qwen3VlEncoder, sequences: &[Sequence], runs: usize) {
     let batch = PackedBatch::pack(sequences);
     // In a thread of the pool and with the others awake, as the engine runs it.
     let encode = || rayon::scope(|_| keep_awake(|| forward(encoder, &batch)));
     let first = encode();
-    let mut times: Vec<Duration> = (0..RUNS)
+    let mut times: Vec<Duration> = (0..runs)
         .map(|_| {
             let started = Instant::now();
             let rows = encode();
@@ -67,7 +68,7 @@ fn run(name: &str, encoder: &Qwen3VlEncoder, sequences: &[Sequence]) {
         })
         .collect();
     times.sort();
-    let median = times[RUNS / 2].as_secs_f64();
+    let median = times[runs / 2].as_secs_f64();
     println!(
         "encode/{name:<18} {:>10.1} ms {:>10.1} tokens/s",
         median * 1e3,
@@ -100,6 +101,10 @@ fn main() {
             .collect::<Vec<_>>()
     };
     let wanted = std::env::var("MANIFOLD_BENCH_CASES").unwrap_or_default();
+    let runs = std::env::var("MANIFOLD_BENCH_RUNS").map_or(RUNS, |runs| {
+        runs.parse()
+            .expect("MANIFOLD_BENCH_RUNS must be a number above 0")
+    });
     for (name, sequences) in [
         ("text/1x17", texts(1, 17)),
         ("text/1x64", texts(1, 64)),
@@ -117,7 +122,7 @@ fn main() {
         ),
     ] {
         if name.contains(&wanted) {
-            run(name, &encoder, &sequences);
+            run(name, &encoder, &sequences, runs);
         }
     }
 }

@@ -140,6 +140,23 @@ async fn tokens(address: &str, request: &[u8]) -> u64 {
     body["usage"]["total_tokens"].as_u64().expect("a count")
 }
 
+/// Passes so far and the sequences in them, which the server counts.
+async fn passes(address: &str) -> (f64, f64) {
+    let mut connection = Connection::open(address).await.expect("a connection");
+    let asked = connection.ask(&get("/metrics")).await;
+    asked.expect("an answer");
+    let text = String::from_utf8_lossy(&connection.body).into_owned();
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|line| line.trim().parse::<f64>().ok());
+        value.expect("a number of the server's")
+    };
+    (
+        number("manifold_batch_sequences_count "),
+        number("manifold_batch_sequences_sum "),
+    )
+}
+
 fn seconds(options: &Options, default: f64) -> Duration {
     Duration::from_secs_f64(options.number("seconds", default))
 }
@@ -176,27 +193,39 @@ pub(crate) async fn concurrency(options: &Options) -> Held {
     require(faults == 0, || format!("{faults} requests failed"))
 }
 
+/// So many token ids without a template, other ones for each number.
+fn ids(count: u64) -> Requests {
+    Rc::new(move |number| {
+        // A multiplicative hash: no two sequences begin alike.
+        let mixed = |i: u64| (number * 4099 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+        let ids: Vec<String> = (0..count).map(|i| (256 + mixed(i)).to_string()).collect();
+        post(
+            &format!("{{\"input\":[[{}]],\"raw\":true}}", ids.join(",")),
+            "",
+        )
+    })
+}
+
 /// 32 clients with texts of 128 tokens: how much of the bare encoder's speed, `--bare` tokens a second (`encode` prints it), is left.
 pub(crate) async fn throughput(options: &Options) -> Held {
     let server = Server::start(options, &[], None);
     let clients = options.number("clients", 32.0) as usize;
     let count = options.number("tokens", 128.0) as u64;
-    // Token ids, so that there are exactly as many.
-    let requests: Requests = Rc::new(move |number| {
-        let ids: Vec<String> = (0..count)
-            .map(|i| (256 + (number * 101 + i * 37) % 4096).to_string())
-            .collect();
-        post(&format!("{{\"input\":[[{}]]}}", ids.join(",")), "")
-    });
+    // What the tokenizer adds by itself.
+    let added = tokens(&server.address, &ids(1)(0)).await - 1;
+    let requests = ids(count - added);
     assert_eq!(tokens(&server.address, &requests(0)).await, count);
     let (warm, lasting) = (seconds(options, 20.0) / 4, seconds(options, 20.0));
     closed(&server.address, clients, warm, requests.clone()).await;
+    let before = passes(&server.address).await;
     let report = closed(&server.address, clients, lasting, requests).await;
+    let after = passes(&server.address).await;
     let speed = report.goodput() * count as f64;
     let bare = options.number("bare", f64::NAN);
     println!(
-        "throughput/{clients} x {count}: {speed:.0} tokens/s, {:.1} % of the bare encoder; {}",
+        "throughput/{clients} x {count}: {speed:.1} tokens/s, {:.1} % of the bare encoder, {:.1} sequences a pass; {}",
         100.0 * speed / bare,
+        (after.1 - before.1) / (after.0 - before.0),
         report.shown()
     );
     require(report.count(200) == report.total(), || report.shown())?;
