@@ -37,6 +37,10 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    #[expect(
+        clippy::pointers_in_nomem_asm_block,
+        reason = "the pointer passes through; nothing reads what it points to"
+    )]
     unsafe fn load_second(mut from: *const u32) -> Self {
         // The same words as the first halves' in the products of bf16 panels, where no register is left to keep them in: not to know so
         // makes the compiler read them once more rather than write them to the stack, which takes a tenth longer where they happen to lie
