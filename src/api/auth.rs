@@ -2,10 +2,7 @@
 
 use std::sync::PoisonError;
 
-use axum::extract::{Request, State};
-use axum::http::header;
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -54,14 +51,12 @@ impl ApiKeys {
     }
 }
 
-/// Lets a request pass that carries a key, or all when there are none, and notes whose it is; without keys all are one tenant's.
-pub(super) async fn require_key(
-    State(state): State<ApiState>,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let given = request
-        .headers()
+/// Whose request it is, by the key it carries; where there are no keys all are one tenant's.
+///
+/// # Errors
+/// The code of `invalid_api_key`, where there are keys and it carries none of them.
+pub(super) fn tenant_of(state: &ApiState, headers: &HeaderMap) -> Result<Tenant, ApiError> {
+    let given = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
     let key = given.and_then(|value| {
@@ -76,11 +71,7 @@ pub(super) async fn require_key(
             key.and_then(|key| keys.tenant(key))
         }
     };
-    if let Some(tenant) = opens {
-        request.extensions_mut().insert(tenant);
-        return Ok(next.run(request).await);
-    }
-    Err(refusal(key))
+    opens.ok_or_else(|| refusal(key))
 }
 
 /// What a key that does not open the door is told, or a request without one.

@@ -169,7 +169,7 @@ async fn take_in<F: Family>(
     request: Request,
 ) -> Result<Taken<F>, ApiError> {
     let started = Instant::now();
-    // `require_key` says whose request it is.
+    // `guard` says whose request it is.
     let tenant = request.extensions().get().copied().unwrap_or_default();
     let request_id = request.extensions().get::<RequestId>().cloned();
     let kind = intake::content_kind(request.headers(), F::FORMS)?;

@@ -47,7 +47,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use embeddings::OpenAi;
 pub use error::{ApiError, ErrorCode};
@@ -297,21 +297,13 @@ pub fn router(state: ApiState) -> Router {
     let guarded = guarded
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(
-            state.clone(),
-            auth::require_key,
-        ))
-        .layer(middleware::from_fn_with_state(
-            state.settings.max_connections,
-            refuse_crowded,
-        ));
+        .layer(middleware::from_fn_with_state(state.clone(), guard));
     unguarded(open_routes())
         .merge(guarded)
         .layer(middleware::from_fn_with_state(
             state.clone(),
             record::record,
         ))
-        .layer(middleware::from_fn(dialect::speak))
         .with_state(state)
 }
 
@@ -337,13 +329,21 @@ fn unguarded(
     router.method_not_allowed_fallback(method_not_allowed)
 }
 
-/// Refuses what comes over a connection above the limit; health, which is not asked for a key either, is still answered.
-async fn refuse_crowded(State(limit): State<usize>, request: Request, next: Next) -> Response {
-    if request.extensions().get::<Crowded>().is_none() {
-        return next.run(request).await;
+/// Lets a request pass that came over a connection within the limit and carries a key, and notes whose it is. Health passes without: it is
+/// answered above the limit, too.
+async fn guard(
+    State(state): State<ApiState>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if request.extensions().get::<Crowded>().is_some() {
+        let limit = state.settings.max_connections;
+        let message = format!("all {limit} connections are in use");
+        return Err(ApiError::new(ErrorCode::QueueFull, message));
     }
-    let message = format!("all {limit} connections are in use");
-    ApiError::new(ErrorCode::QueueFull, message).into_response()
+    let tenant = auth::tenant_of(&state, request.headers())?;
+    request.extensions_mut().insert(tenant);
+    Ok(next.run(request).await)
 }
 
 fn still_loading() -> ApiError {

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
-use super::ApiState;
 use super::error::{ApiError, ErrorCode};
+use super::{ApiState, dialect};
 use crate::telemetry::traces::{self, TraceParent};
 use crate::telemetry::{self, metrics::GaugeGuard};
 
@@ -31,7 +31,8 @@ pub(super) struct RequestId(pub(super) String);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tokens(pub(super) usize);
 
-/// Gives every answer its request's id and the time it took, and a panicking handler's client an answer; counts and logs both.
+/// Gives every answer its request's id and the time it took, every error the shape of its route, and a panicking handler's client an answer;
+/// counts and logs all of them.
 pub(super) async fn record(
     State(state): State<ApiState>,
     mut request: Request,
@@ -53,10 +54,12 @@ pub(super) async fn record(
     let exchange = Exchange::begin(route);
     let answered = async {
         let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-        let mut response = answered.unwrap_or_else(|_| {
+        let response = answered.unwrap_or_else(|_| {
             tracing::error!("a handler panicked");
             ApiError::new(ErrorCode::InternalError, "the request failed").into_response()
         });
+        let told = id.to_str().unwrap_or_default();
+        let mut response = dialect::speak(&exchange.route, told, response);
         let elapsed_ms = exchange.end(&response);
         let headers = response.headers_mut();
         headers.insert("openai-processing-ms", HeaderValue::from(elapsed_ms));

@@ -144,7 +144,7 @@ pub(super) async fn answer<T: Send + 'static>(
     schema: Schema<T>,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    // `require_key` says whose request it is.
+    // `guard` says whose request it is.
     let tenant = request.extensions().get().copied().unwrap_or_default();
     let loaded = state.loaded()?;
     content_kind(request.headers(), false)?;
