@@ -87,7 +87,7 @@ impl Default for BatchPolicy {
             max_sequences: 256,
             max_queue_tokens: 1_048_576,
             max_pixel_bytes: 2 << 30,
-            max_bulk: Duration::from_millis(50),
+            max_bulk: Duration::from_millis(100),
             max_wait: Duration::ZERO,
             max_cache_bytes: 0,
         }

@@ -200,7 +200,7 @@ pub(super) static SETTINGS: &[Setting] = &[
         "Most tokens waiting; beyond that requests are refused with 429."),
     setting("batch.max_pixel_bytes", integer(1, MOST), "2147483648", &[],
         "Most bytes of fetched media and decoded pixels held until they are computed; beyond that requests with images or videos are refused."),
-    setting("batch.max_bulk_ms", integer(1, DAY_MS), "50", &[],
+    setting("batch.max_bulk_ms", integer(1, DAY_MS), "100", &[],
         "Longest forward pass of bulk work, so that a query need not wait long. One input is never split, whatever it takes."),
     setting("batch.max_wait_ms", integer(0, DAY_MS), "0", &[],
         "How long a batch that could grow waits for more while nothing is computed. 0: not at all."),
