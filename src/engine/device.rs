@@ -15,7 +15,7 @@ pub(super) struct Picked {
     pub(super) dtype: &'static str,
 }
 
-/// What is read of a device with memory of its own, at most once in this time.
+/// How much time is at least between two looks at a device's memory.
 const MEMORY_PERIOD: Duration = Duration::from_secs(1);
 
 /// Tells how much of a device's memory is in use. Its thread asks, for nobody else touches the device.
