@@ -102,8 +102,8 @@ fn main() {
     };
     let wanted = std::env::var("MANIFOLD_BENCH_CASES").unwrap_or_default();
     let runs = std::env::var("MANIFOLD_BENCH_RUNS").map_or(RUNS, |runs| {
-        runs.parse()
-            .expect("MANIFOLD_BENCH_RUNS must be a number above 0")
+        let runs = runs.parse().ok().filter(|&runs| runs > 0);
+        runs.expect("MANIFOLD_BENCH_RUNS must be a whole number above 0")
     });
     for (name, sequences) in [
         ("text/1x17", texts(1, 17)),

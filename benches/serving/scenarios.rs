@@ -195,7 +195,7 @@ pub(crate) async fn concurrency(options: &Options) -> Held {
 /// So many token ids without a template, other ones for each number.
 fn ids(count: u64) -> Requests {
     Rc::new(move |number| {
-        // A multiplicative hash: no two sequences begin alike.
+        // A multiplicative hash of numbers that no two sequences have in common.
         let mixed = |i: u64| (number * 4099 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
         let ids: Vec<String> = (0..count).map(|i| (256 + mixed(i)).to_string()).collect();
         post(
