@@ -281,9 +281,11 @@ fn pack_int8<'a>(
         let Some((dtype, bytes)) = row(column) else {
             continue;
         };
-        for (value, number) in values.iter_mut().zip(dtype.values(bytes)) {
-            *value = number;
-        }
+        simd.run(Read {
+            dtype,
+            bytes,
+            to: &mut values,
+        });
         simd.run(Mix(&mut values));
         let mut scale = 0.0;
         let mut sum = 0;
@@ -310,13 +312,41 @@ fn pack_int8<'a>(
 
 /// int8 numbers, four to a word, a word to each row of the panel.
 fn pack_fours(bytes: &[u8], column: &mut [u32]) {
-    for (four, word) in bytes
-        .chunks(4)
-        .zip(column.iter_mut().step_by(PANEL_COLUMNS))
-    {
+    let (fours, rest) = bytes.as_chunks();
+    let mut words = column.iter_mut().step_by(PANEL_COLUMNS);
+    for (four, word) in fours.iter().zip(words.by_ref()) {
+        *word = u32::from_le_bytes(*four);
+    }
+    if let (false, Some(word)) = (rest.is_empty(), words.next()) {
         let mut padded = [0; 4];
-        padded[..four.len()].copy_from_slice(four);
+        padded[..rest.len()].copy_from_slice(rest);
         *word = u32::from_le_bytes(padded);
+    }
+}
+
+/// A row of the checkpoint as f32.
+struct Read<'a> {
+    dtype: WeightDtype,
+    bytes: &'a [u8],
+    to: &'a mut [f32],
+}
+
+impl Task for Read<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        match self.dtype {
+            // A loop of its own, which becomes vector code.
+            WeightDtype::Bf16 => {
+                for (to, bytes) in self.to.iter_mut().zip(self.bytes.as_chunks().0) {
+                    *to = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                }
+            }
+            dtype => {
+                for (to, value) in self.to.iter_mut().zip(dtype.values(self.bytes)) {
+                    *to = value;
+                }
+            }
+        }
     }
 }
 
@@ -333,11 +363,15 @@ impl Task for RoundColumn<'_> {
     unsafe fn run<L: Lanes>(self) {
         let scale = int8_scale(largest_magnitude(self.values));
         let inverse = 1.0 / scale;
+        // Two loops, and the sum in a register: vector code.
         for (to, &value) in self.to.iter_mut().zip(self.values) {
-            let rounded = int8(value, inverse);
-            *self.sum += i32::from(rounded);
-            *to = rounded as u8;
+            *to = int8(value, inverse) as u8;
         }
-        *self.scale = scale;
+        let sum = self
+            .to
+            .iter()
+            .map(|&rounded| i32::from(rounded as i8))
+            .sum();
+        (*self.scale, *self.sum) = (scale, sum);
     }
 }
