@@ -29,7 +29,7 @@ const MIN_QUERIES: usize = 64;
 const TASKS_A_THREAD: usize = 4;
 
 /// Tiles of queries that share the fetching of the next block of keys.
-const FETCHING_TILES: usize = BLOCK_GROUPS * PANEL_COLUMNS / FETCHED_WORDS;
+const FETCHING_TILES: usize = PANEL_COLUMNS / FETCHED_WORDS;
 
 /// One sequence: its queries, and its keys in one or more pieces.
 pub(crate) struct Attending<'a> {
@@ -246,7 +246,7 @@ impl<'a> Chunk<'a> {
         let multiply = Multiply::of(self.plan.format, self.plan.format);
         let panel_words = self.plan.head_blocks * BLOCK_GROUPS * PANEL_COLUMNS;
         // This tile's share of the panel that comes a block of keys later.
-        let ahead = tile % FETCHING_TILES * self.plan.head_blocks * FETCHED_WORDS;
+        let ahead = tile % FETCHING_TILES * self.plan.head_blocks * BLOCK_GROUPS * FETCHED_WORDS;
         for (panel, scores) in scores
             .iter_mut()
             .enumerate()
@@ -261,6 +261,7 @@ impl<'a> Chunk<'a> {
                 height: queries.height,
                 count,
                 ahead: start.wrapping_add(KEYS / PANEL_COLUMNS * panel_words + ahead),
+                fetched: FETCHED_WORDS,
                 accumulate: false,
             };
             // SAFETY: both sides have `head_blocks` blocks; a panel is there for every key that is seen.
@@ -312,7 +313,7 @@ impl<'a> Chunk<'a> {
     ) {
         let (format, simd, packed) = (self.plan.format, self.plan.mode.simd, self.packed);
         let multiply = Multiply::of(format, format);
-        let ahead = tile % FETCHING_TILES * format.blocks(seen) * FETCHED_WORDS;
+        let ahead = tile % FETCHING_TILES * format.blocks(seen) * BLOCK_GROUPS * FETCHED_WORDS;
         let value_words = format.blocks(packed.count) * BLOCK_GROUPS * PANEL_COLUMNS;
         for (panel, sums) in self.tile_sums(tile).iter_mut().enumerate() {
             let at = panel * value_words + first / format.group() * PANEL_COLUMNS;
@@ -324,6 +325,7 @@ impl<'a> Chunk<'a> {
                 height: probabilities.height,
                 count,
                 ahead: start.wrapping_add(KEYS / format.group() * PANEL_COLUMNS + ahead),
+                fetched: FETCHED_WORDS,
                 accumulate: first > 0,
             };
             // SAFETY: the probabilities have blocks for `KEYS` keys, the values for all that are seen.

@@ -138,9 +138,9 @@ impl Panels {
         self.panel_words() * 4
     }
 
-    /// The first word of a panel.
-    pub(crate) fn panel(&self, panel: usize) -> *const u32 {
-        words(&self.memory)[panel * self.panel_words()..].as_ptr()
+    /// The words of a panel and of those after it.
+    pub(crate) fn panel(&self, panel: usize) -> &[u32] {
+        &words(&self.memory)[panel * self.panel_words()..]
     }
 
     /// Scale and offset of each column of a panel of int8.

@@ -7,10 +7,11 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::format::{BLOCK_GROUPS, Format, PANEL_COLUMNS};
+use super::lanes::{LANES, Lanes, Task};
 use super::operand::{Operand, Rounding};
 use super::panels::Panels;
 use super::simd::Simd;
-use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products};
+use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products, STREAMED_WORDS};
 use crate::kernels::pausing::give_way;
 
 /// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
@@ -27,6 +28,14 @@ const TASKS_A_THREAD: usize = 4;
 
 /// The same where there is one tile of rows: then the time is that of reading the panels, which the last task's reader spends alone.
 const STREAMED_TASKS_A_THREAD: usize = 16;
+
+/// Tiles of rows from which on bf16 panels are widened to f32 once for all of them, not in the loop of each: widening takes what two
+/// tiles then save. Only where a loop has registers for whole panels, with second caches to match. Fewer stay in the second cache, and
+/// it is the panels that pass by.
+const WIDENED_TILES: usize = 8;
+
+/// Words of a block of a panel.
+const BLOCK_WORDS: usize = BLOCK_GROUPS * PANEL_COLUMNS;
 
 /// A finished tile: the first of its rows and columns, and the products, `[rows][32]`.
 pub(crate) struct Tile<'a> {
@@ -60,12 +69,15 @@ pub(crate) fn product(simd: Simd, rows: &Operand, panels: &Panels, sink: &impl S
         panels.blocks * ratio,
         "rows and weights are equally padded"
     );
-    let tasks = Tasks::of(rows, panels);
+    let widens =
+        multiply == Multiply::Widen && simd >= Simd::Avx512 && rows.tiles() >= WIDENED_TILES;
+    let tasks = Tasks::of(rows, panels, if widens { ratio } else { 1 });
     let shared = Shared {
         simd,
         rows,
         panels,
         multiply,
+        widens,
         pieces: tasks.pieces,
     };
     (0..tasks.columns * tasks.rows)
@@ -85,59 +97,123 @@ struct Shared<'a> {
     rows: &'a Operand,
     panels: &'a Panels,
     multiply: Multiply,
+    /// Whether a task widens its panels before it multiplies its rows with them.
+    widens: bool,
     /// Pieces the depth is cut in.
     pieces: usize,
 }
 
+/// A piece of a task's panels, as they are packed or widened to f32.
+struct Piece {
+    multiply: Multiply,
+    /// Where the first panel's piece begins.
+    start: *const u32,
+    /// Words from one panel to the next.
+    stride: usize,
+    /// Blocks of each panel.
+    blocks: usize,
+    /// Words of a tile of rows that come before the piece.
+    row_words: usize,
+}
+
 impl Shared<'_> {
     fn run(&self, columns: Range<usize>, row_tiles: Range<usize>, sink: &impl Sink) {
-        // The rows of the next tile, or those of the first, which the next piece begins with.
-        let ahead = |tile: usize| {
-            if tile + 1 < row_tiles.end {
-                tile + 1
-            } else {
-                row_tiles.start
-            }
+        let places = if self.pieces > 1 {
+            row_tiles.len() * columns.len()
+        } else {
+            1
         };
-        if self.pieces == 1 {
-            let mut products = Products::ZERO;
-            for row_tile in row_tiles.clone() {
-                give_way();
-                for panel in columns.clone() {
-                    sink.fetch(self.rows_of(row_tile), panel);
-                    self.multiply(
-                        (row_tile, ahead(row_tile)),
-                        (panel, panel - columns.start),
-                        0,
-                        &mut products,
-                    );
-                    self.finish(row_tile, panel, &mut products, sink);
-                }
-            }
-            return;
-        }
-        let mut waiting = Buffer::stale(row_tiles.len() * columns.len() * PRODUCTS);
+        let mut waiting = Buffer::stale(places * PRODUCTS);
         let waiting = Products::of(waiting.f32s_mut());
-        for piece in 0..self.pieces {
-            let mut products = waiting.iter_mut();
-            for row_tile in row_tiles.clone() {
-                give_way();
-                for (panel, products) in columns.clone().zip(products.by_ref()) {
-                    let is_last = piece + 1 == self.pieces;
-                    if is_last {
-                        sink.fetch(self.rows_of(row_tile), panel);
-                    }
-                    self.multiply(
-                        (row_tile, ahead(row_tile)),
-                        (panel, panel - columns.start),
-                        piece,
-                        products,
-                    );
-                    if is_last {
-                        self.finish(row_tile, panel, products, sink);
-                    }
+        let mut wide = Buffer::stale(0);
+        for index in 0..self.pieces {
+            let piece = self.piece(columns.clone(), index, &mut wide);
+            let mut step = |row_tile: usize, panel: usize| {
+                let (tile, turn) = (row_tile - row_tiles.start, panel - columns.start);
+                let products = &mut waiting[(tile * columns.len() + turn) % places];
+                let is_last = index + 1 == self.pieces;
+                if is_last {
+                    sink.fetch(self.rows_of(row_tile), panel);
+                }
+                let ahead = self.ahead(&piece, &row_tiles, (row_tile, turn));
+                self.multiply(row_tile, (&piece, turn), ahead, (index > 0, products));
+                if is_last {
+                    self.finish(row_tile, panel, products, sink);
+                }
+            };
+            if self.is_streamed() {
+                for panel in columns.clone() {
+                    give_way();
+                    row_tiles.clone().for_each(|row_tile| step(row_tile, panel));
+                }
+            } else {
+                for row_tile in row_tiles.clone() {
+                    give_way();
+                    columns.clone().for_each(|panel| step(row_tile, panel));
                 }
             }
+        }
+    }
+
+    /// Whether the tiles of rows stay in the second cache and the panels pass by, each read once: not the other way round. Not with
+    /// AMX, whose loop fetches ahead too little for that.
+    fn is_streamed(&self) -> bool {
+        self.simd < Simd::Amx && self.rows.tiles() < WIDENED_TILES
+    }
+
+    /// What is fetched meanwhile, and how many words of it with each group: a share of the next panels, or of the next tile of rows,
+    /// which after the last is the first again, with the next piece.
+    fn ahead(
+        &self,
+        piece: &Piece,
+        row_tiles: &Range<usize>,
+        (row_tile, turn): (usize, usize),
+    ) -> (*const u32, usize) {
+        let groups = piece.blocks * BLOCK_GROUPS;
+        if self.is_streamed() {
+            let share = (row_tile - row_tiles.start) * groups * STREAMED_WORDS;
+            let next = piece.start.wrapping_add((turn + 1) * piece.stride);
+            return (next.wrapping_add(share), STREAMED_WORDS);
+        }
+        let next = if row_tile + 1 < row_tiles.end {
+            row_tile + 1
+        } else {
+            row_tiles.start
+        };
+        let share = turn * groups * FETCHED_WORDS;
+        let next = self.rows.tile(next).wrapping_add(piece.row_words);
+        (next.wrapping_add(share), FETCHED_WORDS)
+    }
+
+    /// A piece of the panels `columns`: where they are, or in `wide` once they are widened.
+    fn piece(&self, columns: Range<usize>, index: usize, wide: &mut Buffer) -> Piece {
+        let (rows, panels) = (self.rows, self.panels);
+        let cut = |index: usize| index * panels.blocks / self.pieces;
+        let (from, blocks) = (cut(index), cut(index + 1) - cut(index));
+        let packed = Piece {
+            multiply: self.multiply,
+            start: panels.panel(columns.start)[from * BLOCK_WORDS..].as_ptr(),
+            stride: panels.blocks * BLOCK_WORDS,
+            blocks,
+            row_words: rows.blocks / panels.blocks * from * rows.height * BLOCK_GROUPS,
+        };
+        if !self.widens {
+            return packed;
+        }
+        let stride = 2 * blocks * BLOCK_WORDS;
+        if wide.f32s().len() < columns.len() * stride {
+            *wide = Buffer::stale(columns.len() * stride);
+        }
+        for (panel, to) in columns.zip(wide.f32s_mut().chunks_exact_mut(stride)) {
+            let words = &panels.panel(panel)[from * BLOCK_WORDS..][..blocks * BLOCK_WORDS];
+            self.simd.run(Widen { words, to });
+        }
+        Piece {
+            multiply: Multiply::F32,
+            start: wide.words().as_ptr(),
+            stride,
+            blocks: 2 * blocks,
+            ..packed
         }
     }
 
@@ -147,36 +223,28 @@ impl Shared<'_> {
         first..self.rows.rows.min(first + self.rows.height)
     }
 
-    /// Multiplies a piece of a row tile by one of a panel, the `turn`-th of the task, while the tile that comes after is fetched.
+    /// Multiplies a piece of a row tile by one of a panel, the `turn`-th of the task.
     fn multiply(
         &self,
-        (row_tile, next_tile): (usize, usize),
-        (panel, turn): (usize, usize),
-        piece: usize,
-        products: &mut Products,
+        row_tile: usize,
+        (piece, turn): (&Piece, usize),
+        (ahead, fetched): (*const u32, usize),
+        (accumulate, products): (bool, &mut Products),
     ) {
-        let (rows, panels) = (self.rows, self.panels);
-        let cut = |piece: usize| piece * panels.blocks / self.pieces;
-        let (start, end) = (cut(piece), cut(piece + 1));
-        let row_words = rows.blocks / panels.blocks * rows.height * BLOCK_GROUPS;
-        let fetched = turn * (end - start) * FETCHED_WORDS;
-        // SAFETY: `start` is a block of both sides: operand and panels are as large as they say, which was asserted to fit
-        // together, and each block begins a line. What is fetched ahead may lie anywhere.
+        // SAFETY: operand and panels are as large as they say, which was asserted to fit together; a piece lies inside both, and
+        // each block begins a line. What is fetched ahead may lie anywhere.
         unsafe {
             let pair = Pair {
-                rows: rows.tile(row_tile).add(start * row_words),
-                panel: panels
-                    .panel(panel)
-                    .add(start * BLOCK_GROUPS * PANEL_COLUMNS),
-                blocks: end - start,
-                height: rows.height,
+                rows: self.rows.tile(row_tile).add(piece.row_words),
+                panel: piece.start.add(turn * piece.stride),
+                blocks: piece.blocks,
+                height: self.rows.height,
                 count: self.rows_of(row_tile).len(),
-                ahead: rows
-                    .tile(next_tile)
-                    .wrapping_add(start * row_words + fetched),
-                accumulate: piece > 0,
+                ahead,
+                fetched,
+                accumulate,
             };
-            self.multiply.run(self.simd, pair, products);
+            piece.multiply.run(self.simd, pair, products);
         }
     }
 
@@ -208,7 +276,8 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn of(rows: &Operand, panels: &Panels) -> Self {
+    /// `widened`: how much longer panels become before they are multiplied.
+    fn of(rows: &Operand, panels: &Panels, widened: usize) -> Self {
         let tiles = rows.tiles();
         let each = if tiles == 1 {
             STREAMED_TASKS_A_THREAD
@@ -222,7 +291,7 @@ impl Tasks {
         } else {
             1
         };
-        let whole = (TASK_PANEL_BYTES / (panels.panel_bytes() / pieces)).max(1);
+        let whole = (TASK_PANEL_BYTES / (widened * panels.panel_bytes() / pieces)).max(1);
         let columns = panels
             .panels()
             .div_ceil(whole)
@@ -253,6 +322,29 @@ impl Tasks {
     }
 }
 
+/// Pairs of bf16, for 32 columns each, as f32: `[groups, 32]` words to `[numbers, 32]`.
+struct Widen<'a> {
+    words: &'a [u32],
+    to: &'a mut [f32],
+}
+
+impl Task for Widen<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let groups = self.words.chunks_exact(PANEL_COLUMNS);
+        for (group, to) in groups.zip(self.to.chunks_exact_mut(2 * PANEL_COLUMNS)) {
+            for column in (0..PANEL_COLUMNS).step_by(LANES) {
+                let (from, to) = (group[column..].as_ptr(), to[column..].as_mut_ptr());
+                // SAFETY: a group is two vectors, and two numbers of it four; the instruction set is there by the task's contract.
+                unsafe {
+                    L::load_first(from).store(to);
+                    L::load_second(from).store(to.add(PANEL_COLUMNS));
+                }
+            }
+        }
+    }
+}
+
 /// Turns exact integer products into numbers.
 struct Scale<'a> {
     products: &'a mut [[f32; PANEL_COLUMNS]],
@@ -262,9 +354,9 @@ struct Scale<'a> {
     offset: bool,
 }
 
-impl super::lanes::Task for Scale<'_> {
+impl Task for Scale<'_> {
     #[inline(always)]
-    unsafe fn run<L: super::lanes::Lanes>(self) {
+    unsafe fn run<L: Lanes>(self) {
         let (scales, offsets) = self.columns;
         for (products, row_scale) in self.products.iter_mut().zip(self.rows) {
             for ((product, scale), offset) in products.iter_mut().zip(scales).zip(offsets) {

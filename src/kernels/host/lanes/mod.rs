@@ -17,6 +17,9 @@ pub(crate) use avx512::Avx512;
 /// Lanes of one vector.
 pub(crate) const LANES: usize = 16;
 
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
+
 /// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum, above nine bits of zero.
 pub(crate) const TO_INTEGER: f32 = 12_582_912.0;
 
@@ -184,8 +187,6 @@ pub(crate) trait Task {
 /// Asks for memory that will be read or written soon; where there is no such instruction it does nothing. Any address will do.
 #[inline(always)]
 pub(crate) fn fetch(start: *const u8, bytes: usize) {
-    /// Bytes of a line of the caches.
-    const LINE: usize = 64;
     for offset in (0..bytes).step_by(LINE) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: SSE is part of x86-64, and what cannot be fetched is ignored.
@@ -196,4 +197,17 @@ pub(crate) fn fetch(start: *const u8, bytes: usize) {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = start.wrapping_add(offset);
     }
+}
+
+/// The same for one line that will be read later: it is fetched no further than into the second cache.
+#[inline(always)]
+pub(crate) fn fetch_late(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as in `fetch`.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }

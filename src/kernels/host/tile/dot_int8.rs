@@ -4,6 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::super::format::{BLOCK_GROUPS, PANEL_COLUMNS};
+#[cfg(target_arch = "x86_64")]
+use super::Fetch;
 use super::Pair;
 
 /// Plain Rust.
@@ -109,7 +111,8 @@ pub(super) unsafe fn vnni(pair: Pair, to: *mut i32) {
             1 => vnni_rows::<1>(pair, to),
             2 => vnni_rows::<2>(pair, to),
             3 | 4 => vnni_rows::<4>(pair, to),
-            5..=8 => vnni_rows::<8>(pair, to),
+            5 | 6 => vnni_rows::<6>(pair, to),
+            7 | 8 => vnni_rows::<8>(pair, to),
             _ => vnni_rows::<12>(pair, to),
         }
     }
@@ -132,8 +135,13 @@ unsafe fn vnni_rows<const ROWS: usize>(pair: Pair, to: *mut i32) {
             }
         }
         let (mut x, mut w) = (pair.rows, pair.panel);
+        let mut fetch = Fetch::of(pair);
         for _ in 0..pair.blocks {
             for group in 0..BLOCK_GROUPS {
+                fetch.group(w);
+                if group < ROWS {
+                    Fetch::row(x, pair.height * BLOCK_GROUPS, group);
+                }
                 let low = _mm512_load_si512(w.cast());
                 let high = _mm512_load_si512(w.add(PANEL_COLUMNS / 2).cast());
                 for (row, [first, second]) in sums.iter_mut().enumerate() {

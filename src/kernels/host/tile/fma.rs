@@ -2,7 +2,7 @@
 
 use super::super::format::{BLOCK_GROUPS, PANEL_COLUMNS};
 use super::super::lanes::{LANES, Lanes, Task};
-use super::Pair;
+use super::{Fetch, Pair};
 
 /// The tile; `WIDEN` when the panel is bf16.
 pub(super) struct Tile<const WIDEN: bool>(pub(super) Pair, pub(super) *mut f32);
@@ -19,7 +19,8 @@ impl<const WIDEN: bool> Task for Tile<WIDEN> {
                     1 => multiply::<L, WIDEN, 1, 2>(pair, 0, to),
                     2 => multiply::<L, WIDEN, 2, 2>(pair, 0, to),
                     3 | 4 => multiply::<L, WIDEN, 4, 2>(pair, 0, to),
-                    5..=8 => multiply::<L, WIDEN, 8, 2>(pair, 0, to),
+                    5 | 6 => multiply::<L, WIDEN, 6, 2>(pair, 0, to),
+                    7 | 8 => multiply::<L, WIDEN, 8, 2>(pair, 0, to),
                     _ => multiply::<L, WIDEN, 12, 2>(pair, 0, to),
                 }
                 return;
@@ -60,6 +61,7 @@ unsafe fn multiply<L: Lanes, const WIDEN: bool, const ROWS: usize, const VECTORS
             }
         }
         let mut panel = pair.panel.add(column);
+        let mut fetch = Fetch::of(pair);
         for block in 0..pair.blocks {
             for part in 0..step {
                 let rows = pair
@@ -67,7 +69,13 @@ unsafe fn multiply<L: Lanes, const WIDEN: bool, const ROWS: usize, const VECTORS
                     .add((block * step + part) * row_block)
                     .cast::<f32>();
                 for at in (0..BLOCK_GROUPS).step_by(step) {
+                    if VECTORS == 2 {
+                        fetch.group(panel);
+                    }
                     for second in 0..step {
+                        if VECTORS == 2 && at + second < ROWS {
+                            Fetch::row(rows.cast(), row_block, at + second);
+                        }
                         // No closure: a closure would not be compiled with the instruction set.
                         let mut columns = [L::zero(); VECTORS];
                         for (vector, column) in columns.iter_mut().enumerate() {
