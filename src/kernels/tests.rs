@@ -296,6 +296,41 @@ proptest! {
     }
 }
 
+/// Few rows that panels pass by, many whose panels are widened first, and depths that are cut in pieces: each by another loop.
+#[test]
+fn few_and_many_rows_and_deep_layers_equal_plain_and_are_the_bits_of_each_row_alone() {
+    let p = plain();
+    for (n, depth) in [(30, 333), (30, 6500), (130, 333), (130, 6500)] {
+        let shape = (70, depth);
+        let expect = linear(&p, shape, WeightDtype::Bf16);
+        let expected = p.apply(&rows(&p, 1, (n, depth)), &expect, Activation::None);
+        let expected = expected.unwrap();
+        for host in PRECISIONS.into_iter().flat_map(hosts) {
+            let Kernels::Host { precision, .. } = host else {
+                unreachable!("hosts only")
+            };
+            let (x, layer) = (
+                rows(&host, 1, (n, depth)),
+                linear(&host, shape, WeightDtype::Bf16),
+            );
+            let all = host.apply(&x, &layer, Activation::None).unwrap();
+            // Sums on the way are as long as a random walk, and rounded in another order.
+            let close = tolerance(precision, depth).max(2e-6 * (depth as f32).sqrt());
+            assert_close(&host, &all, &expected, close);
+            for row in [0, n / 2, n - 1] {
+                let alone = host.gather_rows(&x, &[row as u32]).unwrap();
+                let alone = flat(&host.apply(&alone, &layer, Activation::None).unwrap());
+                let columns = row * shape.0..(row + 1) * shape.0;
+                assert_eq!(
+                    alone,
+                    flat(&all)[columns],
+                    "{host:?}, {n} x {depth}, row {row}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn int8_is_the_same_number_on_every_instruction_set() {
     let products: Vec<Vec<f32>> = hosts(Precision::Int8)

@@ -1,5 +1,5 @@
-//! Matrix products: an operand times panels, cut into tasks that keep their panels in the second cache, and what is done with each
-//! tile of the result before it leaves the first.
+//! Matrix products: an operand times panels, cut into tasks that keep their panels in the second cache (or, where there are few rows, those),
+//! and what is done with each tile of the result before it leaves the first.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ const PIECEWISE_ROWS: usize = 512;
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
 
-/// The same where there is one tile of rows: then the time is that of reading the panels, which the last task's reader spends alone.
+/// The same where panels pass by: then the time is that of reading them, which the last task's reader spends alone.
 const STREAMED_TASKS_A_THREAD: usize = 16;
 
 /// Tiles of rows from which on bf16 panels are widened to f32 once for all of them, not in the loop of each: widening takes what two
@@ -69,15 +69,18 @@ pub(crate) fn product(simd: Simd, rows: &Operand, panels: &Panels, sink: &impl S
         panels.blocks * ratio,
         "rows and weights are equally padded"
     );
-    let widens =
-        multiply == Multiply::Widen && simd >= Simd::Avx512 && rows.tiles() >= WIDENED_TILES;
-    let tasks = Tasks::of(rows, panels, if widens { ratio } else { 1 });
+    let is_many = rows.tiles() >= WIDENED_TILES;
+    let widens = multiply == Multiply::Widen && simd >= Simd::Avx512 && is_many;
+    // AMX's loop fetches ahead too little to have more than one tile meet panels that pass by.
+    let is_streamed = rows.tiles() == 1 || (simd < Simd::Amx && !is_many);
+    let tasks = Tasks::of(rows, panels, if widens { ratio } else { 1 }, is_streamed);
     let shared = Shared {
         simd,
         rows,
         panels,
         multiply,
         widens,
+        is_streamed,
         pieces: tasks.pieces,
     };
     (0..tasks.columns * tasks.rows)
@@ -99,6 +102,8 @@ struct Shared<'a> {
     multiply: Multiply,
     /// Whether a task widens its panels before it multiplies its rows with them.
     widens: bool,
+    /// Whether the tiles of rows stay in the second cache and the panels pass by, each read once: not the other way round.
+    is_streamed: bool,
     /// Pieces the depth is cut in.
     pieces: usize,
 }
@@ -141,7 +146,7 @@ impl Shared<'_> {
                     self.finish(row_tile, panel, products, sink);
                 }
             };
-            if self.is_streamed() {
+            if self.is_streamed {
                 for panel in columns.clone() {
                     give_way();
                     row_tiles.clone().for_each(|row_tile| step(row_tile, panel));
@@ -155,12 +160,6 @@ impl Shared<'_> {
         }
     }
 
-    /// Whether the tiles of rows stay in the second cache and the panels pass by, each read once: not the other way round. Not with
-    /// AMX, whose loop fetches ahead too little for that.
-    fn is_streamed(&self) -> bool {
-        self.simd < Simd::Amx && self.rows.tiles() < WIDENED_TILES
-    }
-
     /// What is fetched meanwhile, and how many words of it with each group: a share of the next panels, or of the next tile of rows,
     /// which after the last is the first again, with the next piece.
     fn ahead(
@@ -170,7 +169,7 @@ impl Shared<'_> {
         (row_tile, turn): (usize, usize),
     ) -> (*const u32, usize) {
         let groups = piece.blocks * BLOCK_GROUPS;
-        if self.is_streamed() {
+        if self.is_streamed {
             let share = (row_tile - row_tiles.start) * groups * STREAMED_WORDS;
             let next = piece.start.wrapping_add((turn + 1) * piece.stride);
             return (next.wrapping_add(share), STREAMED_WORDS);
@@ -277,14 +276,17 @@ struct Tasks {
 
 impl Tasks {
     /// `widened`: how much longer panels become before they are multiplied.
-    fn of(rows: &Operand, panels: &Panels, widened: usize) -> Self {
+    fn of(rows: &Operand, panels: &Panels, widened: usize, is_streamed: bool) -> Self {
         let tiles = rows.tiles();
-        let each = if tiles == 1 {
+        let threads = rayon::current_num_threads();
+        // What has few panels is read in no time, and more tasks cost more than they even out.
+        let has_many_panels = panels.panels() >= 2 * STREAMED_TASKS_A_THREAD * threads;
+        let each = if tiles == 1 || (is_streamed && has_many_panels) {
             STREAMED_TASKS_A_THREAD
         } else {
             TASKS_A_THREAD
         };
-        let wanted = each * rayon::current_num_threads();
+        let wanted = each * threads;
         // What fits well is not cut, and one tile has nothing to come back to.
         let pieces = if tiles > 1 && panels.blocks > PIECE_BLOCKS * 3 / 2 {
             panels.blocks.div_ceil(PIECE_BLOCKS)
