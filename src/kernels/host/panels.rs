@@ -334,19 +334,7 @@ struct Read<'a> {
 impl Task for Read<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        match self.dtype {
-            // A loop of its own, which becomes vector code.
-            WeightDtype::Bf16 => {
-                for (to, bytes) in self.to.iter_mut().zip(self.bytes.as_chunks().0) {
-                    *to = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-                }
-            }
-            dtype => {
-                for (to, value) in self.to.iter_mut().zip(dtype.values(self.bytes)) {
-                    *to = value;
-                }
-            }
-        }
+        self.dtype.read(self.bytes, self.to);
     }
 }
 

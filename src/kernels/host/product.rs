@@ -123,14 +123,16 @@ struct Piece {
 
 impl Shared<'_> {
     fn run(&self, columns: Range<usize>, row_tiles: Range<usize>, sink: &impl Sink) {
-        let places = if self.pieces > 1 {
-            row_tiles.len() * columns.len()
-        } else {
-            1
+        // Scratch memory is taken under a lock: not by the many small products that need none.
+        let mut one = [Products::ZERO];
+        let mut several =
+            (self.pieces > 1).then(|| Buffer::stale(row_tiles.len() * columns.len() * PRODUCTS));
+        let waiting = match &mut several {
+            Some(several) => Products::of(several.f32s_mut()),
+            None => &mut one,
         };
-        let mut waiting = Buffer::stale(places * PRODUCTS);
-        let waiting = Products::of(waiting.f32s_mut());
-        let mut wide = Buffer::stale(0);
+        let places = waiting.len();
+        let mut wide = None;
         for index in 0..self.pieces {
             let piece = self.piece(columns.clone(), index, &mut wide);
             let mut step = |row_tile: usize, panel: usize| {
@@ -185,7 +187,7 @@ impl Shared<'_> {
     }
 
     /// A piece of the panels `columns`: where they are, or in `wide` once they are widened.
-    fn piece(&self, columns: Range<usize>, index: usize, wide: &mut Buffer) -> Piece {
+    fn piece(&self, columns: Range<usize>, index: usize, wide: &mut Option<Buffer>) -> Piece {
         let (rows, panels) = (self.rows, self.panels);
         let cut = |index: usize| index * panels.blocks / self.pieces;
         let (from, blocks) = (cut(index), cut(index + 1) - cut(index));
@@ -200,9 +202,9 @@ impl Shared<'_> {
             return packed;
         }
         let stride = 2 * blocks * BLOCK_WORDS;
-        if wide.f32s().len() < columns.len() * stride {
-            *wide = Buffer::stale(columns.len() * stride);
-        }
+        // The last piece's goes first: memory is given back before it is taken again.
+        drop(wide.take());
+        let wide = wide.insert(Buffer::stale(columns.len() * stride));
         for (panel, to) in columns.zip(wide.f32s_mut().chunks_exact_mut(stride)) {
             let words = &panels.panel(panel)[from * BLOCK_WORDS..][..blocks * BLOCK_WORDS];
             self.simd.run(Widen { words, to });
