@@ -156,7 +156,9 @@ impl<P: Clone, W> Schedule<P, W> {
         // All of a pass are answered at its end: it waits for the fixed part of its own, and for one more where that before it was cut short.
         let late = self.speeds[whose.0 as usize].is_some_and(|speed| {
             let own = Duration::from_micros(price) + speed.fixed() * 2;
-            cautious(ahead + own) > allowed
+            // A machine that others use, too, slows down by a quarter and more for seconds, and a deep queue is no less busy for being a
+            // little shorter.
+            ahead * 3 / 2 + cautious(own) > allowed
         });
         // Nothing before it: then what it lacks is not room, and asking again would not help.
         if late && !self.is_idle() {
