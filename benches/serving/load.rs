@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -22,18 +23,21 @@ pub(crate) struct Report {
     by_status: BTreeMap<u16, Vec<Duration>>,
     /// What the server says of each that had vectors, beside its latency.
     stages: Vec<(Duration, String)>,
+    /// When those with vectors were answered, since the load began.
+    answered: Vec<Duration>,
     /// Refusals that do not say when to come again.
     pub(crate) without_retry_after: usize,
     pub(crate) lasted: Duration,
 }
 
 impl Report {
-    fn add(&mut self, answer: Option<Answer>, latency: Duration) {
+    fn add(&mut self, answer: Option<Answer>, latency: Duration, at: Duration) {
         let status = answer.as_ref().map_or(BROKEN, |answer| answer.status);
         let refused = matches!(status, 429 | 503);
         let silent = answer.as_ref().is_some_and(|answer| !answer.retry_after);
         if let Some(answer) = answer.filter(|_| status == 200) {
             self.stages.push((latency, answer.stages));
+            self.answered.push(at);
         }
         self.without_retry_after += usize::from(refused && silent);
         self.by_status.entry(status).or_default().push(latency);
@@ -55,6 +59,12 @@ impl Report {
     /// Answered with vectors, a second.
     pub(crate) fn goodput(&self) -> f64 {
         self.count(200) as f64 / self.lasted.as_secs_f64()
+    }
+
+    /// Answered with vectors from one instant of the load to another.
+    pub(crate) fn answered_within(&self, window: &Range<Duration>) -> usize {
+        let within = self.answered.iter().filter(|at| window.contains(at));
+        within.count()
     }
 
     /// A quantile of the latencies of some statuses, in milliseconds.
@@ -133,7 +143,8 @@ pub(crate) async fn closed(
                 let request = requests(number.replace(number.get() + 1));
                 let sent = Instant::now();
                 let answer = ask(&mut connection, &address, &request).await;
-                report.borrow_mut().add(answer, sent.elapsed());
+                let latency = sent.elapsed();
+                report.borrow_mut().add(answer, latency, began.elapsed());
             }
         });
     }
@@ -146,11 +157,44 @@ pub(crate) async fn closed(
 /// How long a connection may lie unused and be used again: less than the 20 seconds after which our server closes one.
 const KEPT: Duration = Duration::from_secs(5);
 
-/// Requests at a fixed rate, whatever becomes of them, over at most `connections`: the one that was free last, as a proxy's pool has it, or
-/// a new one. Where all of those wait, the next request is late, and its latency says so: it counts from when it was due.
+/// How a load without regard to answers comes.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace {
+    /// Requests a second.
+    pub(crate) rate: f64,
+    /// Those due within such a time are due together at its beginning; zero: each at its own time.
+    pub(crate) burst: Duration,
+    /// Most connections.
+    pub(crate) connections: usize,
+}
+
+impl Pace {
+    /// Each request at its own time.
+    pub(crate) fn even(rate: f64, connections: usize) -> Self {
+        Pace {
+            rate,
+            burst: Duration::ZERO,
+            connections,
+        }
+    }
+
+    /// When a request is due, since the load began.
+    fn due(self, number: u64) -> Duration {
+        let due = number as f64 / self.rate;
+        let burst = self.burst.as_secs_f64();
+        Duration::from_secs_f64(if burst > 0.0 {
+            (due / burst).floor() * burst
+        } else {
+            due
+        })
+    }
+}
+
+/// Requests at a fixed rate, whatever becomes of them, over at most so many connections: the one that was free last, as a proxy's pool has
+/// it, or a new one. Where all of those wait, the next request is late, and its latency says so: it counts from when it was due.
 pub(crate) async fn open(
     address: &str,
-    (rate, connections): (f64, usize),
+    pace: Pace,
     lasting: Duration,
     requests: Requests,
 ) -> Report {
@@ -159,13 +203,13 @@ pub(crate) async fn open(
     let free: Rc<RefCell<Vec<(Connection, Instant)>>> = Rc::default();
     let began = Instant::now();
     let tasks = LocalSet::new();
-    for _ in 0..connections {
+    for _ in 0..pace.connections {
         let (report, number, requests) = (report.clone(), number.clone(), requests.clone());
         let (address, free) = (address.to_owned(), free.clone());
         tasks.spawn_local(async move {
             loop {
                 let mine = number.replace(number.get() + 1);
-                let due = Duration::from_secs_f64(mine as f64 / rate);
+                let due = pace.due(mine);
                 if due >= lasting {
                     return;
                 }
@@ -176,7 +220,8 @@ pub(crate) async fn open(
                 let fresh = last.filter(|(_, since)| since.elapsed() < KEPT);
                 let mut connection = fresh.map(|(connection, _)| connection);
                 let answer = ask(&mut connection, &address, &request).await;
-                report.borrow_mut().add(answer, due.elapsed());
+                let latency = due.elapsed();
+                report.borrow_mut().add(answer, latency, began.elapsed());
                 let kept = connection.map(|connection| (connection, Instant::now()));
                 free.borrow_mut().extend(kept);
             }
