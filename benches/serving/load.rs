@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -23,21 +22,18 @@ pub(crate) struct Report {
     by_status: BTreeMap<u16, Vec<Duration>>,
     /// What the server says of each that had vectors, beside its latency.
     stages: Vec<(Duration, String)>,
-    /// When those with vectors were answered, since the load began.
-    answered: Vec<Duration>,
     /// Refusals that do not say when to come again.
     pub(crate) without_retry_after: usize,
     pub(crate) lasted: Duration,
 }
 
 impl Report {
-    fn add(&mut self, answer: Option<Answer>, latency: Duration, at: Duration) {
+    fn add(&mut self, answer: Option<Answer>, latency: Duration) {
         let status = answer.as_ref().map_or(BROKEN, |answer| answer.status);
         let refused = matches!(status, 429 | 503);
         let silent = answer.as_ref().is_some_and(|answer| !answer.retry_after);
         if let Some(answer) = answer.filter(|_| status == 200) {
             self.stages.push((latency, answer.stages));
-            self.answered.push(at);
         }
         self.without_retry_after += usize::from(refused && silent);
         self.by_status.entry(status).or_default().push(latency);
@@ -59,12 +55,6 @@ impl Report {
     /// Answered with vectors, a second.
     pub(crate) fn goodput(&self) -> f64 {
         self.count(200) as f64 / self.lasted.as_secs_f64()
-    }
-
-    /// Answered with vectors from one instant of the load to another.
-    pub(crate) fn answered_within(&self, window: &Range<Duration>) -> usize {
-        let within = self.answered.iter().filter(|at| window.contains(at));
-        within.count()
     }
 
     /// A quantile of the latencies of some statuses, in milliseconds.
@@ -143,8 +133,7 @@ pub(crate) async fn closed(
                 let request = requests(number.replace(number.get() + 1));
                 let sent = Instant::now();
                 let answer = ask(&mut connection, &address, &request).await;
-                let latency = sent.elapsed();
-                report.borrow_mut().add(answer, latency, began.elapsed());
+                report.borrow_mut().add(answer, sent.elapsed());
             }
         });
     }
@@ -220,8 +209,7 @@ pub(crate) async fn open(
                 let fresh = last.filter(|(_, since)| since.elapsed() < KEPT);
                 let mut connection = fresh.map(|(connection, _)| connection);
                 let answer = ask(&mut connection, &address, &request).await;
-                let latency = due.elapsed();
-                report.borrow_mut().add(answer, latency, began.elapsed());
+                report.borrow_mut().add(answer, due.elapsed());
                 let kept = connection.map(|connection| (connection, Instant::now()));
                 free.borrow_mut().extend(kept);
             }

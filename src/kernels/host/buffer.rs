@@ -198,7 +198,7 @@ mod tests {
             free.give(vec![Line::ZERO; 1024]);
             let taken = free.take(class_of(lines).0);
             let found = taken.is_some();
-            found.then(|| free.bytes)
+            found.then_some(free.bytes)
         };
         assert_eq!((take(1024), take(513)), (Some(0), Some(0)));
         assert_eq!((take(512), take(1025)), (None, None));
