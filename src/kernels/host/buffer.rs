@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 /// Bytes that stay allocated between forward passes; what is beyond goes back to the system.
 const KEPT_BYTES: usize = 1 << 30;
 
-/// Classes in which a buffer is looked for, its own the first: less than twice as large. Passes of many sizes then share a few buffers,
-/// where each would otherwise leave some of its own.
+/// Classes in which a buffer is looked for, its own the first: less than twice as large, but for the very smallest. Passes of many sizes
+/// then share a few buffers, where each would otherwise leave some of its own.
 const CLASSES_SEARCHED: usize = 8;
 
 /// Words of a cache line.
@@ -46,7 +46,7 @@ static FREE: Mutex<Free> = Mutex::new(Free {
 });
 
 /// The size class of so many lines, and how many lines its buffers have: five to eight times a power of two, so that at most a fifth of a
-/// buffer is idle.
+/// new buffer is idle.
 fn class_of(lines: usize) -> (usize, usize) {
     let last = lines.max(1) - 1;
     let shift = (usize::BITS - last.leading_zeros()).saturating_sub(3);
