@@ -41,7 +41,8 @@ fn texts(words: usize, fields: &'static str, headers: &str) -> Requests {
     ];
     let headers = headers.to_owned();
     Rc::new(move |number| {
-        let mut text = format!("{number}");
+        // All have as many tokens: each digit is one.
+        let mut text = format!("{number:06}");
         for i in 1..words as u64 {
             text.push(' ');
             // A multiplicative hash: the order of words differs from text to text.
