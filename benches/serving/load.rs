@@ -24,6 +24,8 @@ pub(crate) struct Report {
     stages: Vec<(Duration, String)>,
     /// Refusals that do not say when to come again.
     pub(crate) without_retry_after: usize,
+    /// Until the last was answered: what a device did at once counts whole. After a load ends, what waits is worked off without refusals
+    /// beside it; the longer the deadline, the larger that share.
     pub(crate) lasted: Duration,
 }
 
@@ -37,6 +39,16 @@ impl Report {
         }
         self.without_retry_after += usize::from(refused && silent);
         self.by_status.entry(status).or_default().push(latency);
+    }
+
+    /// Adds what came back of another load of the same kind, and the time it took.
+    pub(crate) fn join(&mut self, other: Report) {
+        for (status, latencies) in other.by_status {
+            self.by_status.entry(status).or_default().extend(latencies);
+        }
+        self.stages.extend(other.stages);
+        self.without_retry_after += other.without_retry_after;
+        self.lasted += other.lasted;
     }
 
     pub(crate) fn count(&self, status: u16) -> usize {

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
 use crate::Options;
+use crate::bare::Bare;
 use crate::client::{Connection, get, post};
 use crate::load::{BROKEN, Pace, Report, Requests, closed, open};
 use crate::server::{Server, cpu_of};
@@ -27,6 +28,8 @@ const MEMORY_SLOPE_PERCENT_PER_HOUR: f64 = 0.5;
 const MEMORY_UNDER_OVERLOAD: f64 = 1.1;
 const P99_AFTER_OVERLOAD: f64 = 1.5;
 const OF_BARE_ENCODER: f64 = 0.97;
+/// Of fewer answers the p99 is one or two of them.
+const ENOUGH_FOR_P99: f64 = 200.0;
 
 type Held = Result<(), String>;
 
@@ -106,12 +109,14 @@ impl Probe {
         }
     }
 
-    /// Asks twice a second.
+    /// Asks twice a second, or as seldom as it takes to be a small part of what a slow device does.
     async fn watch(&self, address: &str, lasting: Duration) {
         let began = Instant::now();
         while began.elapsed() < lasting {
+            let asked = Instant::now();
             self.ask(address).await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            let pause = (asked.elapsed() * 20).max(Duration::from_millis(500));
+            tokio::time::sleep(pause.min(lasting.saturating_sub(began.elapsed()))).await;
         }
     }
 
@@ -138,6 +143,16 @@ async fn tokens(address: &str, request: &[u8]) -> u64 {
     assert_eq!(answer.status, 200, "{body}");
     let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     body["usage"]["total_tokens"].as_u64().expect("a count")
+}
+
+/// The number format the server computes in.
+async fn dtype(address: &str) -> String {
+    let mut connection = Connection::open(address).await.expect("a connection");
+    let asked = connection.ask(&get("/v1/models")).await;
+    asked.expect("an answer");
+    let body: serde_json::Value = serde_json::from_slice(&connection.body).expect("JSON");
+    let dtype = body["data"][0]["dtype"].as_str();
+    dtype.expect("the number format").to_owned()
 }
 
 /// Passes so far and the sequences in them, which the server counts.
@@ -193,12 +208,17 @@ pub(crate) async fn concurrency(options: &Options) -> Held {
     require(faults == 0, || format!("{faults} requests failed"))
 }
 
-/// So many token ids without a template, other ones for each number.
+/// So many token ids, other ones for each number.
+fn token_ids(number: u64, count: u64) -> impl Iterator<Item = u32> {
+    // A multiplicative hash of numbers that no two sequences have in common.
+    let mixed = move |i: u64| (number * 4099 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+    (0..count).map(move |i| 256 + mixed(i) as u32)
+}
+
+/// So many token ids without a template.
 fn ids(count: u64) -> Requests {
     Rc::new(move |number| {
-        // A multiplicative hash of numbers that no two sequences have in common.
-        let mixed = |i: u64| (number * 4099 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
-        let ids: Vec<String> = (0..count).map(|i| (256 + mixed(i)).to_string()).collect();
+        let ids: Vec<String> = token_ids(number, count).map(|id| id.to_string()).collect();
         post(
             &format!("{{\"input\":[[{}]],\"raw\":true}}", ids.join(",")),
             "",
@@ -206,31 +226,41 @@ fn ids(count: u64) -> Requests {
     })
 }
 
-/// 32 clients with texts of 128 tokens: how much of the bare encoder's speed, `--bare` tokens a second (`encode` prints it), is left.
+/// 32 clients with texts of 128 tokens, in turn with the bare encoder on as many: how much of its speed is left.
 pub(crate) async fn throughput(options: &Options) -> Held {
     let server = Server::start(options, &[], None);
+    let (address, lasting) = (server.address.as_str(), seconds(options, 5.0));
     let clients = options.number("clients", 32.0) as usize;
     let count = options.number("tokens", 128.0) as u64;
     // What the tokenizer adds by itself.
-    let added = tokens(&server.address, &ids(1)(0)).await - 1;
+    let added = tokens(address, &ids(1)(0)).await - 1;
     let requests = ids(count - added);
-    assert_eq!(tokens(&server.address, &requests(0)).await, count);
-    let (warm, lasting) = (seconds(options, 20.0) / 4, seconds(options, 20.0));
-    closed(&server.address, clients, warm, requests.clone()).await;
-    let before = passes(&server.address).await;
-    let report = closed(&server.address, clients, lasting, requests).await;
-    let after = passes(&server.address).await;
-    let speed = report.goodput() * count as f64;
-    let bare = options.number("bare", f64::NAN);
+    assert_eq!(tokens(address, &requests(0)).await, count);
+    let inputs = (0..clients as u64).map(|number| token_ids(number, count).collect());
+    let bare = Bare::load(options, &dtype(address).await, inputs);
+    bare.encode(Duration::ZERO);
+    closed(address, clients, lasting, requests.clone()).await;
+    let before = passes(address).await;
+    let (mut served, mut alone) = (Report::default(), (0, Duration::ZERO));
+    for _ in 0..options.number("rounds", 10.0) as usize {
+        let (sequences, took) = bare.encode(lasting);
+        alone = (alone.0 + sequences, alone.1 + took);
+        served.join(closed(address, clients, lasting, requests.clone()).await);
+    }
+    let after = passes(address).await;
+    let bare = alone.0 as f64 / alone.1.as_secs_f64();
+    let share = served.goodput() / bare;
     println!(
-        "throughput/{clients} x {count}: {speed:.1} tokens/s, {:.1} % of the bare encoder, {:.1} sequences a pass; {}",
-        100.0 * speed / bare,
+        "throughput/{clients} x {count}: {:.1} tokens/s, {:.1} % of the bare encoder's {:.1}, {:.1} sequences a pass; {}",
+        served.goodput() * count as f64,
+        100.0 * share,
+        bare * count as f64,
         (after.1 - before.1) / (after.0 - before.0),
-        report.shown()
+        served.shown()
     );
-    require(report.count(200) == report.total(), || report.shown())?;
-    require(bare.is_nan() || speed >= OF_BARE_ENCODER * bare, || {
-        format!("{speed:.0} of {bare:.0} tokens/s")
+    require(served.count(200) == served.total(), || served.shown())?;
+    require(share >= OF_BARE_ENCODER, || {
+        format!("{share:.3} of the bare encoder's speed")
     })
 }
 
@@ -246,17 +276,17 @@ async fn health(address: &str, lasting: Duration) -> Report {
     .await
 }
 
-/// What must hold of answers, refusals and health under ten times the load: goodput and peak in answers a second, the deadline in
-/// milliseconds.
-fn check_overload(
-    (load, health): (&Report, &Report),
-    (goodput, peak): (f64, f64),
-    deadline: f64,
-) -> Held {
-    let refused = load.quantile(&[429, 503], 0.99);
-    require(goodput >= GOODPUT_OF_PEAK * peak, || {
+/// What must hold of answers, refusals and health under ten times the load, beside the peak; the deadline in milliseconds.
+fn check_overload((load, health): (&Report, &Report), peak: &Report, deadline: f64) -> Held {
+    let (goodput, most) = (load.goodput(), peak.goodput());
+    println!(
+        "overload/goodput {goodput:.2} of the peak's {most:.2} answers/s: {:.1} %",
+        100.0 * goodput / most
+    );
+    require(goodput >= GOODPUT_OF_PEAK * most, || {
         "goodput under overload".to_owned()
     })?;
+    let refused = load.quantile(&[429, 503], 0.99);
     require(refused <= REFUSAL_P99_MS, || {
         format!("refusals {refused} ms")
     })?;
@@ -286,26 +316,6 @@ fn show_overload((load, health): (&Report, &Report), (early, late): (u64, u64), 
     );
 }
 
-/// Answers and the time they took, of several loads.
-#[derive(Default)]
-struct Speed {
-    answers: usize,
-    seconds: f64,
-}
-
-impl Speed {
-    /// Adds a load, until the last of it was answered: what a device did at once counts whole. After a load ends, what waits is worked off
-    /// without refusals beside it; the longer the deadline, the larger that share.
-    fn add(&mut self, load: &Report) {
-        self.answers += load.count(200);
-        self.seconds += load.lasted.as_secs_f64();
-    }
-
-    fn a_second(&self) -> f64 {
-        self.answers as f64 / self.seconds
-    }
-}
-
 /// What 64 clients bring who have no deadline: where some are refused, who asks again at once takes from those who are answered, and it is
 /// no peak.
 async fn peak(address: &str, measure: Duration, unhurried: &Requests) -> Result<Report, String> {
@@ -314,24 +324,6 @@ async fn peak(address: &str, measure: Duration, unhurried: &Requests) -> Result<
         format!("the peak: {}", peak.shown())
     })?;
     Ok(peak)
-}
-
-/// Peak and overload in turn: a machine that others use, too, is faster now and slower then.
-async fn in_turn(
-    address: &str,
-    unhurried: &Requests,
-    (tenfold, requests): (Pace, &Requests),
-    measure: Duration,
-) -> Result<(Report, Report), String> {
-    let peak = peak(address, measure, unhurried).await?;
-    let load = open(address, tenfold, 3 * measure, requests.clone()).await;
-    println!(
-        "overload/a round: peak {:.1} answers/s, ten times the load {:.1}",
-        peak.goodput(),
-        load.goodput()
-    );
-    require(load.faults() == 0, || load.shown())?;
-    Ok((peak, load))
 }
 
 /// What must hold of one deadline later, beside what was before: the server is itself again.
@@ -357,10 +349,11 @@ pub(crate) async fn overload(options: &Options) -> Held {
     let measure = Duration::from_secs_f64(options.number("peak-seconds", 10.0));
     let unhurried = texts(words, "", "");
     closed(address, 64, measure / 2, unhurried.clone()).await;
-    let peak = peak(address, measure, &unhurried).await?;
+    let mut peak = peak(address, measure, &unhurried).await?;
     println!("overload/peak, {count} tokens: {}", peak.shown());
     let half = Pace::even(peak.goodput() / 2.0, 256);
-    let before = open(address, half, measure, requests.clone()).await;
+    let calm = measure.max(Duration::from_secs_f64(ENOUGH_FOR_P99 / half.rate));
+    let before = open(address, half, calm, requests.clone()).await;
     println!("overload/half the peak: {}", before.shown());
     let probe = Probe::new("");
     probe.ask(address).await;
@@ -376,7 +369,7 @@ pub(crate) async fn overload(options: &Options) -> Held {
         tokio::time::sleep(lasting / 4).await;
         early.set(server.memory());
     };
-    let (load, health, (), ()) = tokio::join!(
+    let (mut load, health, (), ()) = tokio::join!(
         open(address, tenfold, lasting, requests.clone()),
         health(address, lasting),
         remember,
@@ -389,28 +382,24 @@ pub(crate) async fn overload(options: &Options) -> Held {
     show_overload((&load, &health), (memory, late), spent);
     let grown = late as f64 / memory as f64;
     tokio::time::sleep(Duration::from_secs_f64(deadline / 1e3)).await;
-    let after = open(address, half, measure, requests.clone()).await;
+    let after = open(address, half, calm, requests.clone()).await;
     println!(
         "overload/half the peak, one deadline later: {}",
         after.shown()
     );
-    let (mut alone, mut flooded) = (Speed::default(), Speed::default());
-    alone.add(&peak);
-    flooded.add(&load);
-    let rounds = options.number("rounds", 3.0) as usize;
-    for _ in 0..rounds {
-        let (peak, load) = in_turn(address, &unhurried, (tenfold, &requests), measure).await?;
-        alone.add(&peak);
-        flooded.add(&load);
+    // In turn: a machine that others use, too, is faster now and slower then.
+    for _ in 0..options.number("rounds", 3.0) as usize {
+        let alone = self::peak(address, measure, &unhurried).await?;
+        let again = open(address, tenfold, 3 * measure, requests.clone()).await;
+        println!(
+            "overload/a round: peak {:.1} answers/s, ten times the load {:.1}",
+            alone.goodput(),
+            again.goodput()
+        );
+        peak.join(alone);
+        load.join(again);
     }
-    println!(
-        "overload/goodput {:.2} of the peak's {:.2} answers/s: {:.1} %",
-        flooded.a_second(),
-        alone.a_second(),
-        100.0 * flooded.a_second() / alone.a_second()
-    );
-    let goodput = (flooded.a_second(), alone.a_second());
-    check_overload((&load, &health), goodput, deadline)?;
+    check_overload((&load, &health), &peak, deadline)?;
     require(grown <= MEMORY_UNDER_OVERLOAD, || {
         format!("memory grew to {grown:.2} of what it was a quarter into the load")
     })?;
@@ -589,22 +578,27 @@ pub(crate) async fn mixed(options: &Options) -> Held {
 /// Short texts of one key while another sends the largest pictures.
 pub(crate) async fn flood(options: &Options) -> Held {
     let server = Server::start(options, &[], Some("texts,pictures"));
-    let (address, lasting) = (server.address.as_str(), seconds(options, 20.0));
+    let (address, lasting) = (server.address.as_str(), seconds(options, 10.0));
     let texts = texts(8, "", "authorization: Bearer texts\r\n");
     let pictures = images("huge_2400x1800.png", "authorization: Bearer pictures\r\n");
     let probe = Probe::new("authorization: Bearer texts\r\n");
     probe.ask(address).await;
     let load = Pace::even(options.number("rate", 50.0), 64);
     open(address, load, Duration::from_secs(2), texts.clone()).await;
-    let alone = open(address, load, lasting, texts.clone()).await;
-    println!("flood/texts alone: {}", alone.shown());
     let clients = options.number("clients", 8.0) as usize;
-    let flood = closed(address, clients, lasting, pictures);
-    let (mut beside, flood, ()) = tokio::join!(
-        open(address, load, lasting, texts),
-        flood,
-        probe.watch(address, lasting)
-    );
+    let (mut alone, mut beside, mut flood) = <(Report, Report, Report)>::default();
+    // In turn: a machine that others use, too, is faster now and slower then.
+    for _ in 0..options.number("rounds", 4.0) as usize {
+        alone.join(open(address, load, lasting, texts.clone()).await);
+        let (flooded, pictures, ()) = tokio::join!(
+            open(address, load, lasting, texts.clone()),
+            closed(address, clients, lasting, pictures.clone()),
+            probe.watch(address, lasting)
+        );
+        beside.join(flooded);
+        flood.join(pictures);
+    }
+    println!("flood/texts alone: {}", alone.shown());
     println!("flood/texts beside pictures: {}", beside.shown());
     print!("flood/the slowest of them:\n{}", beside.slowest(20));
     println!("flood/pictures: {}", flood.shown());
