@@ -5,6 +5,7 @@ mod device;
 mod download;
 pub mod error;
 mod fingerprint;
+mod halves;
 mod heartbeat;
 mod hub;
 mod hub_cache;

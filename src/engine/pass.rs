@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
 
-use super::Encoded;
 use super::sights::Sights;
+use super::{Encoded, halves};
 use crate::kernels::Activations;
 use crate::model::{
     Beginning, MediaKey, PackedBatch, Past, Prefix, Qwen3VlEncoder, Reuse, Task, Tenant,
@@ -254,6 +254,13 @@ pub(super) fn run(
             }
         })
         .collect();
+    let as_two = match beginnings.is_empty() {
+        true => halves::run(encoder, rest, &begun.past, between),
+        false => None,
+    };
+    if let Some(rows) = as_two {
+        return Ok(encoded(rows?, begun.cached));
+    }
     let reuse = Reuse {
         past: &begun.past,
         beginnings: &beginnings,
@@ -271,10 +278,13 @@ pub(super) fn run(
         let key = (rest.task, tenant, rest.media_keys[i]);
         memory.sights.insert(key, features);
     }
-    let rows = pooled.to_vec2::<f32>()?.into_iter().zip(begun.cached);
-    Ok(rows
-        .map(|(row, cached)| Encoded::new(row, cached))
-        .collect())
+    Ok(encoded(pooled.to_vec2::<f32>()?, begun.cached))
+}
+
+fn encoded(rows: Vec<Vec<f32>>, cached: Vec<usize>) -> Vec<Encoded> {
+    let rows = rows.into_iter().zip(cached);
+    rows.map(|(row, cached)| Encoded::new(row, cached))
+        .collect()
 }
 
 #[cfg(test)]

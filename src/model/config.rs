@@ -51,6 +51,14 @@ pub struct TextConfig {
     pub max_position_embeddings: usize,
 }
 
+impl TextConfig {
+    /// Numbers in the matrices of all decoder layers.
+    pub fn layer_weights(&self) -> usize {
+        let heads = 2 * (self.heads.heads + self.heads.kv_heads) * self.heads.head_dim;
+        self.num_hidden_layers * self.hidden_size * (heads + 3 * self.intermediate_size)
+    }
+}
+
 /// The vision tower; fields keep the checkpoint's names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {

@@ -230,6 +230,27 @@ impl PackedBatch {
         rest
     }
 
+    /// Some sequences of a batch that has no media.
+    #[must_use]
+    pub fn only(&self, sequences: Range<usize>) -> Self {
+        debug_assert!(self.media.is_empty(), "media are not looked for");
+        let bounds = &self.cu_seqlens[sequences.start..=sequences.end];
+        let first = bounds[0];
+        let rows = first as usize..self.cu_seqlens[sequences.end] as usize;
+        let lengths = bounds.windows(2).map(|bounds| bounds[1] - bounds[0]);
+        let positions = self.position_ids.each_ref();
+        PackedBatch {
+            input_ids: self.input_ids[rows.clone()].to_vec(),
+            position_ids: positions.map(|all| all[rows.clone()].to_vec()),
+            cu_seqlens: bounds.iter().map(|bound| bound - first).collect(),
+            max_seqlen: lengths.max().unwrap_or(0),
+            prefix_tokens: self.prefix_tokens[sequences.clone()].to_vec(),
+            tenants: self.tenants.get(sequences).unwrap_or_default().to_vec(),
+            task: self.task,
+            ..PackedBatch::default()
+        }
+    }
+
     /// Number of sequences.
     pub fn sequences(&self) -> usize {
         self.cu_seqlens.len().saturating_sub(1)
