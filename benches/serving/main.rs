@@ -1,11 +1,10 @@
 //! The server under load, from a second process over loopback: `cargo bench --bench serving -- <scenario> [--option value]…`.
 //!
 //! Scenarios: `concurrency` (64 clients, each asks when it was answered), `throughput` (32 with 128 tokens, in turn with the bare encoder in
-//! this process), `overload`
-//! (ten times the rate that can be sustained, in bursts of `--burst-ms 10`), `slow-connections` (2,000 that send next to nothing), `mixed`
-//! (70 % of what can be sustained, for long), `flood` (one key sends the largest images, another short texts). All but the first two are
-//! open loop: requests are sent at a fixed rate, and a latency counts from when its request was due, so that a server that stalls cannot
-//! hide it.
+//! this process), `overload` (ten times the rate that can be sustained, in bursts of `--burst-ms 10`), `slow-connections` (2,000 that send
+//! next to nothing), `mixed` (70 % of what can be sustained, for long), `flood` (one key sends the largest images, another short texts). All
+//! but the first two are open loop: requests are sent at a fixed rate, and a latency counts from when its request was due, so that a server
+//! that stalls cannot hide it.
 //!
 //! The bench starts its own server of the embedded model, or of `--model DIRECTORY`; `--binary FILE` takes another build of it. Each
 //! scenario ends with an error when what it claims does not hold, and those under load compare the vectors of two fixed inputs, bit by bit.

@@ -289,6 +289,8 @@ fn encoded(rows: Vec<Vec<f32>>, cached: Vec<usize>) -> Vec<Encoded> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::engine::{Checkpoint, CheckpointSource};
     use crate::kernels::{Kernels, Precision};
@@ -372,6 +374,35 @@ mod tests {
             );
             assert_eq!(alone.unwrap()[0].row, whole[1]);
         }
+    }
+
+    #[test]
+    fn two_halves_begin_with_what_is_kept_and_give_the_bits_of_each_sequence_alone() {
+        let (encoder, prefixes) = (encoder(Precision::F32), memory(1 << 30));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+        let pool = pool.unwrap();
+        let sequences = [((23, 1), 150), ((40, 2), 30), ((0, 3), 140), ((23, 1), 17)];
+        let sequences = sequences.map(|(prefix, own)| sequence(prefix, own, false));
+        let alone: Vec<Vec<f32>> = sequences
+            .iter()
+            .map(|sequence| encoder.forward(&PackedBatch::pack([sequence])).unwrap())
+            .map(|row| row.to_vec2::<f32>().unwrap().remove(0))
+            .collect();
+        let batch = PackedBatch::pack(&sequences);
+        // The first pass keeps prefixes and is whole; the second has them.
+        let beats = [[0, 0, 0, 23], [23, 40, 0, 23]].map(|cached| {
+            let beats = AtomicUsize::new(0);
+            let between = || {
+                beats.fetch_add(1, Ordering::Relaxed);
+            };
+            let encoded = pool.install(|| run(&encoder, &prefixes, &batch, &between));
+            for (i, (encoded, alone)) in encoded.unwrap().iter().zip(&alone).enumerate() {
+                assert_eq!(encoded.cached_tokens, cached[i], "sequence {i}");
+                assert_eq!(&encoded.row, alone, "sequence {i}");
+            }
+            beats.into_inner()
+        });
+        assert_eq!(beats[1], 2 * beats[0]);
     }
 
     /// A sequence that begins with a picture among text, as a document's after a query with one, and goes on with `own` tokens and

@@ -231,6 +231,9 @@ impl PackedBatch {
     }
 
     /// Some sequences of a batch that has no media.
+    ///
+    /// # Panics
+    /// When it has fewer sequences.
     #[must_use]
     pub fn only(&self, sequences: Range<usize>) -> Self {
         debug_assert!(self.media.is_empty(), "media are not looked for");
