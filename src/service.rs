@@ -8,6 +8,7 @@ mod background;
 mod exchange;
 mod gathering;
 mod ingest;
+mod metronome;
 mod proof;
 mod quota;
 mod ranking;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
+use super::metronome::Metronome;
 use crate::kernels::take_usual_turns;
 
 /// Added to the nice value: the kernel gives such a thread a tenth of a core that another one wants too.
@@ -18,7 +19,10 @@ const NICER: i32 = 10;
 
 /// The pool. Cloning it clones the handle.
 #[derive(Debug, Clone)]
-pub struct Background(Arc<ThreadPool>);
+pub struct Background {
+    pool: Arc<ThreadPool>,
+    metronome: Arc<Metronome>,
+}
 
 impl Background {
     /// Starts so many threads.
@@ -31,7 +35,10 @@ impl Background {
             .thread_name(|i| format!("media-{i}"))
             .start_handler(|_| step_back())
             .build();
-        Ok(Background(Arc::new(pool.map_err(io::Error::other)?)))
+        Ok(Background {
+            pool: Arc::new(pool.map_err(io::Error::other)?),
+            metronome: Arc::new(Metronome::new()?),
+        })
     }
 
     /// Runs `work` when its turn comes, in the order of the calls; not at all when nobody waits for it any more by then. `None`: it
@@ -41,11 +48,12 @@ impl Background {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (sender, receiver) = oneshot::channel();
-        self.0.spawn_fifo(move || {
+        let metronome = Arc::clone(&self.metronome);
+        self.pool.spawn_fifo(move || {
             if sender.is_closed() {
                 return;
             }
-            let work = std::panic::AssertUnwindSafe(work);
+            let work = std::panic::AssertUnwindSafe(|| metronome.during(work));
             // A panic drops the sender; it has been logged where it happened.
             if let Ok(done) = std::panic::catch_unwind(work) {
                 let _ = sender.send(done);
