@@ -37,7 +37,7 @@ impl Background {
             .build();
         Ok(Background {
             pool: Arc::new(pool.map_err(io::Error::other)?),
-            metronome: Arc::new(Metronome::new()?),
+            metronome: Arc::new(Metronome::new(threads)?),
         })
     }
 

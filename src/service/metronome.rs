@@ -17,7 +17,7 @@ pub(super) struct Metronome;
 
 #[cfg(not(target_os = "linux"))]
 impl Metronome {
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(super) fn new(_threads: usize) -> std::io::Result<Self> {
         Ok(Metronome)
     }
 
@@ -43,6 +43,10 @@ mod linux {
     /// without beats, 1.08 and 1.09 with one each millisecond, 1.31 and 1.49 with one each half.
     const EVERY: Duration = Duration::from_millis(1);
 
+    /// On more cores than these nothing beats: waking all of them would take longer than a small picture, and likely another one is free.
+    /// Chosen, not measured.
+    const MAX_CORES: usize = 16;
+
     /// A thread for each core this process may use. They end with it.
     #[derive(Debug)]
     pub(in crate::service) struct Metronome(Arc<Shared>);
@@ -63,14 +67,20 @@ mod linux {
     }
 
     impl Metronome {
-        /// Starts the threads; none where the system does not say which cores there are.
+        /// For work of so many threads. Nothing beats where there are more cores than those, for then a quota of processor time says how much
+        /// of them this process has, or where the system does not say which cores there are.
         ///
         /// # Errors
         /// When the system gives no thread.
-        pub(in crate::service) fn new() -> io::Result<Self> {
+        pub(in crate::service) fn new(threads: usize) -> io::Result<Self> {
             let found = Metronome(Arc::default());
-            let cores = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
-            for core in (0..CpuSet::MAX_CPU).filter(|&core| cores.is_set(core)) {
+            let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+            let cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
+            let cores: Vec<usize> = cores.collect();
+            if cores.len() > threads.min(MAX_CORES) {
+                return Ok(found);
+            }
+            for core in cores {
                 let shared = Arc::clone(&found.0);
                 thread::Builder::new()
                     .name(format!("beat-{core}"))
@@ -88,8 +98,12 @@ mod linux {
                     self.0.lock().running -= 1;
                 }
             }
-            self.0.lock().running += 1;
-            self.0.changed.notify_all();
+            let mut state = self.0.lock();
+            state.running += 1;
+            if state.running == 1 {
+                self.0.changed.notify_all();
+            }
+            drop(state);
             let _running = Running(&self.0);
             work()
         }
@@ -140,7 +154,9 @@ mod linux {
 
         #[test]
         fn it_beats_during_work_alone_and_ends_with_its_handle() {
-            let metronome = Metronome::new().unwrap();
+            let allowed = sched_getaffinity(None).unwrap();
+            let cores = allowed.count() as usize;
+            let metronome = Metronome::new(cores).unwrap();
             let shared = Arc::clone(&metronome.0);
             let beats = || shared.beats.load(Ordering::Relaxed);
             let more = |count| {
@@ -150,7 +166,9 @@ mod linux {
                 }
             };
             assert_eq!(beats(), 0);
-            metronome.during(|| more(10));
+            if cores <= MAX_CORES {
+                metronome.during(|| more(10));
+            }
             let panicked = catch_unwind(AssertUnwindSafe(|| {
                 metronome.during(|| metronome.during(|| panic!("a decoder")))
             }));
@@ -162,6 +180,8 @@ mod linux {
                 beats() == before
             };
             while !is_silent() {}
+            let too_few = Metronome::new(cores - 1).unwrap();
+            assert_eq!(Arc::strong_count(&too_few.0), 1);
             drop(metronome);
             while Arc::strong_count(&shared) > 1 {
                 thread::yield_now();
