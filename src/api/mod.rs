@@ -38,6 +38,7 @@ mod tls;
 mod voyage;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -156,30 +157,42 @@ impl Served {
 
 /// What all handlers share. Health answers from it while the model is still loading.
 #[derive(Debug, Clone)]
-pub struct ApiState {
+pub struct ApiState(Arc<Shared>);
+
+/// What an [`ApiState`] shares, in one piece: every layer a request passes has a state of its own.
+#[derive(Debug)]
+pub struct Shared {
     settings: Arc<ApiSettings>,
     /// Those of the settings, until others are read.
-    keys: Arc<RwLock<ApiKeys>>,
-    loaded: Arc<OnceLock<Loaded>>,
-    draining: Arc<AtomicBool>,
-    /// Permits for reading and writing JSON of megabytes: one for each core.
+    keys: RwLock<ApiKeys>,
+    loaded: OnceLock<Loaded>,
+    draining: AtomicBool,
+    /// Permits for writing JSON of megabytes: one for each core.
     workers: Arc<Semaphore>,
     /// What the bodies of all requests hold.
     bodies: BodyMemory,
+}
+
+impl Deref for ApiState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
 }
 
 impl ApiState {
     /// A state without a model.
     pub fn new(settings: ApiSettings) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        ApiState {
-            keys: Arc::new(RwLock::new(settings.keys.clone())),
+        ApiState(Arc::new(Shared {
+            keys: RwLock::new(settings.keys.clone()),
             bodies: BodyMemory::new(settings.max_held_bytes),
             settings: Arc::new(settings),
-            loaded: Arc::default(),
-            draining: Arc::default(),
+            loaded: OnceLock::new(),
+            draining: AtomicBool::new(false),
             workers: Arc::new(Semaphore::new(cores)),
-        }
+        }))
     }
 
     /// The models are here: from now on requests are served.

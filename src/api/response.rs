@@ -16,6 +16,10 @@ use crate::processor::TokenCounts;
 use crate::service::Embedded;
 use crate::vectors::{self, Quantization, Values};
 
+/// About how many bytes of JSON an answer has beside its vectors, and each vector beside its numbers.
+const ENVELOPE_BYTES: usize = 512;
+const OBJECT_BYTES: usize = 128;
+
 #[derive(Serialize)]
 struct CreateEmbeddingResponse<'a> {
     object: &'static str,
@@ -54,6 +58,26 @@ pub(super) enum Numbers {
     Signed(Vec<i8>),
     Unsigned(Vec<u8>),
     Base64(String),
+}
+
+impl Numbers {
+    /// About how many bytes of JSON they are, rather too many than too few.
+    fn json_bytes(&self) -> usize {
+        match self {
+            Numbers::Floats(values) => 14 * values.len(),
+            Numbers::Signed(values) => 5 * values.len(),
+            Numbers::Unsigned(values) => 4 * values.len(),
+            Numbers::Base64(text) => text.len(),
+        }
+    }
+}
+
+impl EmbeddingObject {
+    /// About how many bytes of JSON it is.
+    fn json_bytes(&self) -> usize {
+        let vectors = self.embedding.iter().chain(self.embeddings.values());
+        OBJECT_BYTES + vectors.map(Numbers::json_bytes).sum::<usize>()
+    }
 }
 
 #[derive(Serialize)]
@@ -228,7 +252,8 @@ pub(super) fn build(answered: Answered) -> Result<Response, ApiError> {
             ..object
         });
     }
-    Ok(json(&CreateEmbeddingResponse {
+    let bytes: usize = data.iter().map(EmbeddingObject::json_bytes).sum();
+    let answer = CreateEmbeddingResponse {
         object: "list",
         id: &envelope.id,
         created: envelope.created,
@@ -236,13 +261,20 @@ pub(super) fn build(answered: Answered) -> Result<Response, ApiError> {
         data,
         usage,
         user: options.user,
-    }))
+    };
+    Ok(json_of(&answer, ENVELOPE_BYTES + bytes))
 }
 
 /// An answer as JSON.
 pub(super) fn json(body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
-        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+    json_of(body, ENVELOPE_BYTES)
+}
+
+/// An answer as JSON that has about so many bytes.
+fn json_of(body: &impl Serialize, bytes: usize) -> Response {
+    let mut json = Vec::with_capacity(bytes);
+    match serde_json::to_writer(&mut json, body) {
+        Ok(()) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
         Err(error) => {
             tracing::error!(%error, "a response could not be written");
             ApiError::new(

@@ -123,6 +123,13 @@ impl Draft {
         self.push_of(self.part, id, cuttable);
     }
 
+    /// The user's own ids.
+    pub(super) fn push_all(&mut self, ids: &[u32]) {
+        self.ids.extend_from_slice(ids);
+        self.cuttable.resize(self.ids.len(), true);
+        self.owners.resize(self.ids.len(), self.part);
+    }
+
     /// A token of a part other than the one being written.
     pub(super) fn push_of(&mut self, owner: Option<u32>, id: u32, cuttable: bool) {
         self.ids.push(id);

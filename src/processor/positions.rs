@@ -19,7 +19,7 @@ impl Positions {
     /// goes on after its longer side, not after its number of tokens.
     pub(super) fn of(tokens: usize, spans: &[(usize, GridThw)]) -> Self {
         let mut positions = Positions {
-            axes: Default::default(),
+            axes: std::array::from_fn(|_| Vec::with_capacity(tokens)),
             next: 0,
         };
         for &(start, grid) in spans {
@@ -32,12 +32,11 @@ impl Positions {
 
     /// Counts up to the token `end`.
     fn text(&mut self, end: usize) {
-        for _ in self.axes[0].len()..end {
-            for axis in &mut self.axes {
-                axis.push(self.next);
-            }
-            self.next += 1;
+        let count = end.saturating_sub(self.axes[0].len()) as u32;
+        for axis in &mut self.axes {
+            axis.extend(self.next..self.next + count);
         }
+        self.next += count;
     }
 
     fn span(&mut self, grid: GridThw) {

@@ -116,7 +116,7 @@ impl Template {
     ) -> Result<Prepared, ProcessorError> {
         let prefix = Self::prefix_tokens(&draft, &self.user_role);
         let ids = std::mem::take(&mut draft.ids);
-        let (input_ids, before) = self.tokenizer.post_process(ids)?;
+        let (input_ids, before) = self.tokenizer.post_process(ids);
         for (start, _) in &mut draft.spans {
             *start += before;
         }
@@ -207,9 +207,7 @@ impl Template {
             PromptPart::TokenIds(ids) => {
                 self.flush(draft, limit)?;
                 self.tokenizer.check_ids(ids)?;
-                for &id in ids {
-                    draft.push(id, true);
-                }
+                draft.push_all(ids);
                 Ok(())
             }
             PromptPart::Image(patches) => {

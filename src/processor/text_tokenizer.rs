@@ -1,9 +1,9 @@
 //! The checkpoint's tokenizer, made safe for strangers' text: strings in, ids with their places out.
 //!
 //! Special tokens in a text are encoded as the plain text they are; the template's are placed by id. The file's own truncation and
-//! padding are off, its post-processor runs on the finished ids, and texts that cannot fit are found out before they cost anything.
+//! padding are off, what its post-processor adds is put around the finished ids, and texts that cannot fit are found out before they
+//! cost anything.
 
-use std::collections::HashSet;
 use std::fmt;
 
 use tokenizers::models::ModelWrapper;
@@ -47,11 +47,26 @@ pub(super) struct Encoded {
 pub(super) struct TextTokenizer {
     inner: Inner,
     ids: TemplateIds,
-    special: HashSet<u32>,
-    vocabulary: usize,
+    /// `[vocabulary]`: what each id stands for.
+    kinds: Vec<Kind>,
     /// Bytes the longest token stands for, at most.
     pub(super) longest_token_bytes: usize,
-    added_tokens: usize,
+    added: Added,
+}
+
+/// What an id stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Nothing,
+    Text,
+    Special,
+}
+
+/// What the file's post-processor puts around the ids of one input, whatever they are.
+#[derive(Debug)]
+struct Added {
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 impl fmt::Debug for TextTokenizer {
@@ -59,8 +74,8 @@ impl fmt::Debug for TextTokenizer {
         formatter
             .debug_struct("TextTokenizer")
             .field("ids", &self.ids)
-            .field("vocabulary", &self.vocabulary)
-            .field("added_tokens", &self.added_tokens)
+            .field("vocabulary", &self.kinds.len())
+            .field("added", &self.added)
             .finish_non_exhaustive()
     }
 }
@@ -114,30 +129,23 @@ impl TextTokenizer {
             })
             .max()
             .unwrap_or(1);
-        let mut tokenizer = Self {
+        let mut kinds = vec![Kind::Nothing; vocabulary];
+        for &id in tokens.values() {
+            let special = added.get(&id).is_some_and(|token| token.special);
+            kinds[id as usize] = if special { Kind::Special } else { Kind::Text };
+        }
+        Ok(Self {
             ids: template_ids(&inner, ids)?,
-            special: added
-                .iter()
-                .filter(|(_, token)| token.special)
-                .map(|(&id, _)| id)
-                .collect(),
-            vocabulary,
+            kinds,
             longest_token_bytes,
-            added_tokens: 0,
+            added: Added::by(&inner)?,
             inner,
-        };
-        tokenizer.added_tokens = tokenizer.post_process(Vec::new())?.0.len();
-        Ok(tokenizer)
+        })
     }
 
     /// The tokens the template places by id.
     pub(super) fn ids(&self) -> TemplateIds {
         self.ids
-    }
-
-    /// Whether `id` is a special token's.
-    pub(super) fn is_special(&self, id: u32) -> bool {
-        self.special.contains(&id)
     }
 
     /// The id of a word that is one token.
@@ -151,7 +159,7 @@ impl TextTokenizer {
 
     /// How many tokens the post-processor adds.
     pub(super) fn added_tokens(&self) -> usize {
-        self.added_tokens
+        self.added.before.len() + self.added.after.len()
     }
 
     /// Encodes one uninterrupted text. Special tokens in it stay text, added tokens that are not special (`<think>`) are parsed.
@@ -181,23 +189,21 @@ impl TextTokenizer {
     /// # Errors
     /// [`ProcessorError::TokenId`].
     pub(super) fn check_ids(&self, ids: &[u32]) -> Result<(), ProcessorError> {
-        for (position, &id) in ids.iter().enumerate() {
-            let reason = if id as usize >= self.vocabulary {
-                format!("is not below the vocabulary size {}", self.vocabulary)
-            } else if self.is_special(id) {
-                "is a special token".to_owned()
-            } else if self.inner.id_to_token(id).is_none() {
-                "is not in the vocabulary".to_owned()
-            } else {
-                continue;
-            };
-            return Err(ProcessorError::TokenId {
-                position,
-                id,
-                reason,
-            });
-        }
-        Ok(())
+        let is_text = |&id: &u32| self.kinds.get(id as usize) == Some(&Kind::Text);
+        let Some(position) = ids.iter().position(|id| !is_text(id)) else {
+            return Ok(());
+        };
+        let id = ids[position];
+        let reason = match self.kinds.get(id as usize) {
+            None => format!("is not below the vocabulary size {}", self.kinds.len()),
+            Some(Kind::Special) => "is a special token".to_owned(),
+            Some(_) => "is not in the vocabulary".to_owned(),
+        };
+        Err(ProcessorError::TokenId {
+            position,
+            id,
+            reason,
+        })
     }
 
     /// Checks that a finished prompt has as many placeholders as its media have merged tokens.
@@ -228,11 +234,25 @@ impl TextTokenizer {
         }
     }
 
-    /// Runs the file's post-processor: the finished ids, and how many of them stand before those given.
-    pub(super) fn post_process(&self, ids: Vec<u32>) -> Result<(Vec<u32>, usize), ProcessorError> {
-        let tokens = ids.len();
+    /// The finished ids, with what the file's post-processor adds, and how many of them stand before those given.
+    pub(super) fn post_process(&self, mut ids: Vec<u32>) -> (Vec<u32>, usize) {
+        let Added { before, after } = &self.added;
+        ids.splice(..0, before.iter().copied());
+        ids.extend(after);
+        (ids, before.len())
+    }
+}
+
+impl Added {
+    /// What a post-processor adds: it is run once, on ids that stand for any.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Tokenizer`] when it fails, or does more than adding.
+    fn by(inner: &Inner) -> Result<Self, ProcessorError> {
+        const SAMPLE: [u32; 2] = [0, 1];
+        let tokens = SAMPLE.len();
         let encoding = Encoding::new(
-            ids.clone(),
+            SAMPLE.to_vec(),
             vec![0; tokens],
             vec![String::new(); tokens],
             vec![None; tokens],
@@ -242,24 +262,22 @@ impl TextTokenizer {
             Vec::new(),
             Default::default(),
         );
-        let finished = self
-            .inner
+        let finished = inner
             .post_process(encoding, None, true)
             .map_err(|_| unusable("its post-processor fails"))?;
         // What it adds is marked as special, what was given is not.
         let mask = finished.get_special_tokens_mask();
-        let before = if tokens == 0 {
-            0
-        } else {
-            mask.iter().take_while(|&&special| special != 0).count()
-        };
-        let finished = finished.get_ids().to_vec();
-        if finished.get(before..before + tokens) != Some(ids.as_slice()) {
+        let before = mask.iter().take_while(|&&special| special != 0).count();
+        let ids = finished.get_ids();
+        if ids.get(before..before + tokens) != Some(&SAMPLE) {
             return Err(unusable(
                 "its post-processor changes the tokens it is given",
             ));
         }
-        Ok((finished, before))
+        Ok(Added {
+            before: ids[..before].to_vec(),
+            after: ids[before + tokens..].to_vec(),
+        })
     }
 }
 

@@ -558,7 +558,7 @@ proptest! {
         let template = template();
         let joined = words.concat();
         let prepared = template.prepare(&text(&[&joined]), NO_LIMIT).unwrap().sequence;
-        let special = |id: &&u32| template.tokenizer.is_special(**id);
+        let special = |id: &&u32| template.tokenizer.check_ids(&[**id]).is_err();
         // <|im_start|> three times, <|im_end|> twice, <|endoftext|> once: the template's own.
         prop_assert_eq!(prepared.input_ids.iter().filter(special).count(), 6);
         prop_assert!(prepared.vision_rows.is_empty());
