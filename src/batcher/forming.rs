@@ -39,6 +39,8 @@ pub(super) enum Step<P> {
 pub(super) struct Batch<P> {
     pub(super) pass: PassId,
     pub(super) members: Vec<(Tenant, P)>,
+    /// Whether another may come between.
+    pub(super) yields: bool,
 }
 
 impl<P: Clone, W> Schedule<P, W> {
@@ -231,6 +233,7 @@ impl<P: Clone, W> Schedule<P, W> {
         let mut batch = Batch {
             pass,
             members: Vec::with_capacity(members.len()),
+            yields: false,
         };
         let mut cost = Cost::default();
         let mut yields = priority == Priority::Bulk;
@@ -245,8 +248,9 @@ impl<P: Clone, W> Schedule<P, W> {
         let expected = self.speeds[task as usize]
             .as_ref()
             .map_or(Duration::ZERO, |speed| speed.fixed() + speed.marginal(cost));
+        batch.yields = yields || expected > self.bulk_slice(task);
         // What is in between another is stopped for nothing.
-        yields = self.passes.is_empty() && (yields || expected > self.bulk_slice(task));
+        let yields = batch.yields && self.passes.is_empty();
         let other = match priority {
             Priority::Interactive => Priority::Bulk,
             Priority::Bulk => Priority::Interactive,

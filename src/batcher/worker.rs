@@ -89,6 +89,7 @@ fn pack(batch: &Batch<Arc<Payload>>) -> PackedBatch {
             .flat_map(|(_, payload)| payload.media_keys.iter().copied())
             .collect(),
         tenants: batch.members.iter().map(|(tenant, _)| *tenant).collect(),
+        is_short: !batch.yields,
         ..PackedBatch::pack(batch.members.iter().map(|(_, payload)| &payload.sequence))
     }
 }

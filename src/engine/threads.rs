@@ -1,8 +1,8 @@
 //! The threads that compute: one that owns the passes, and what lets a short pass in between a long one.
 //!
 //! In: a [`PackedBatch`]. Out: its rows, through a channel. A device does one thing at a time, so there the short pass runs between two
-//! layers of the long one, on the same thread. On the CPU it has threads of its own, and those of the long one stop at their [`Gate`]
-//! meanwhile, which they reach within a fraction of a millisecond, where a layer of a large picture takes hundreds.
+//! layers of the long one, on the same thread. On the CPU short passes have threads of their own, and those of a long one stop at their
+//! [`Gate`] meanwhile, which they reach within a fraction of a millisecond, where a layer of a large picture takes hundreds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use super::device::MemoryProbe;
 use super::pass::{self, Memory};
 use super::roster::Roster;
 use super::{Encoded, EngineError, Heartbeat};
-use crate::kernels::{Gate, keep_awake, prefer_short_turns};
+use crate::kernels::{Gate, keep_awake};
 use crate::model::PackedBatch;
 
 type Outcome = Result<Vec<Encoded>, EngineError>;
@@ -41,7 +41,8 @@ pub(super) fn workers(name: &'static str, threads: usize) -> ThreadPoolBuilder {
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
     whole: mpsc::Sender<Job>,
-    /// For what comes while something is under way, where that has threads of its own.
+    /// For short passes and for what comes while something is under way, where those have threads of their own: threads that take short
+    /// turns wait less for decoders.
     between: Option<mpsc::Sender<Job>>,
     under_way: Arc<AtomicUsize>,
 }
@@ -52,7 +53,7 @@ impl Lines {
         let (reply, rows) = oneshot::channel();
         let is_second = self.under_way.fetch_add(1, Ordering::AcqRel) > 0;
         let line = match &self.between {
-            Some(between) if is_second => between,
+            Some(between) if is_second || batch.is_short => between,
             _ => &self.whole,
         };
         // Where it fails the job goes, and with it the reply.
@@ -79,10 +80,10 @@ impl Work {
         let (whole, queue) = mpsc::channel();
         let queue = Mutex::new(queue);
         let counted = Arc::clone(&under_way);
-        spawn("engine", move || {
+        spawn("engine", pool, move || {
             memory.tell();
             each(&queue, |job| {
-                pool.install(|| keep_awake(|| self.answer(job, &counted, Some(&queue))));
+                keep_awake(|| self.pass(job, &counted, Some(&queue)).tell_one()).tell();
                 memory.tell();
             });
         })?;
@@ -103,17 +104,16 @@ impl Work {
         let ((whole, queue), (between, between_queue)) = (mpsc::channel(), mpsc::channel());
         let work = Arc::new(self);
         let (second, counted) = (Arc::clone(&work), Arc::clone(&under_way));
-        spawn("engine", move || {
+        spawn("engine", pool, move || {
             each(&Mutex::new(queue), |job| {
-                pool.install(|| keep_awake(|| work.answer(job, &counted, None)));
+                keep_awake(|| work.pass(job, &counted, None).tell_one()).tell();
             });
         })?;
         let counted = Arc::clone(&under_way);
-        spawn("engine-urgent", move || {
-            prefer_short_turns();
+        spawn("engine-urgent", between_pool, move || {
             each(&Mutex::new(between_queue), |job| {
-                let pass = || keep_awake(|| second.answer(job, &counted, None));
-                gate.closed(|| between_pool.install(pass));
+                gate.closed(|| keep_awake(|| second.pass(job, &counted, None).tell_one()))
+                    .tell();
             });
         })?;
         Ok(Lines {
@@ -124,14 +124,14 @@ impl Work {
     }
 
     /// Computes a batch; with `jobs`, one that comes meanwhile has a pass of its own between two layers of this one.
-    fn answer(&self, job: Job, under_way: &AtomicUsize, jobs: Option<&Jobs>) {
+    fn pass(&self, job: Job, under_way: &AtomicUsize, jobs: Option<&Jobs>) -> Answer {
         let between = || {
             self.heart.beat();
             let jobs = jobs.and_then(|jobs| jobs.try_lock().ok());
             let next = jobs.and_then(|jobs| jobs.try_recv().ok());
             // One, not all: the long pass gets on with a layer for each.
             if let Some(job) = next {
-                self.answer(job, under_way, None);
+                self.pass(job, under_way, None).tell();
             }
         };
         self.heart.beat();
@@ -141,8 +141,7 @@ impl Work {
         if under_way.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.heart.rest();
         }
-        // The receiver may have left; then nobody wants the rows.
-        let _ = job.reply.send(outcome);
+        Answer(Some((outcome, job.reply)))
     }
 
     fn compute(&self, batch: &PackedBatch, between: pass::Between<'_>) -> Outcome {
@@ -157,10 +156,37 @@ impl Work {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// What came of a job, until it is told.
+///
+/// Who waits is woken on the core that sends, and for many sequences goes on there for milliseconds. So those are sent when the other
+/// threads of the pass have been let go and the next one can begin; for a single sequence that would only be a wait.
+struct Answer(Option<(Outcome, oneshot::Sender<Outcome>)>);
+
+impl Answer {
+    fn tell(self) {
+        if let Some((outcome, reply)) = self.0 {
+            // The receiver may have left; then nobody wants the rows.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    /// Tells what came of a single sequence.
+    fn tell_one(self) -> Self {
+        match &self.0 {
+            Some((Ok(rows), _)) if rows.len() > 1 => self,
+            _ => {
+                self.tell();
+                Answer(None)
+            }
+        }
+    }
+}
+
+/// Runs in a thread of the pool, so that a pass begins where its job is taken; a thread of that name keeps the pool.
+fn spawn(name: &str, pool: ThreadPool, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new()
         .name(name.to_owned())
-        .spawn(run)
+        .spawn(move || pool.install(run))
         .map(drop)
 }
 

@@ -120,6 +120,8 @@ pub struct PackedBatch {
     pub vision_rows: Vec<u32>,
     /// Which model computes it: all sequences are for the same.
     pub task: Task,
+    /// Whether it is short texts that nothing is to come between.
+    pub is_short: bool,
 }
 
 impl PackedBatch {

@@ -28,6 +28,8 @@ struct Bench {
     task: Task,
     /// Begun and not ended.
     passes: Vec<PassId>,
+    /// Whether the one begun last lets others between.
+    yields: bool,
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -48,6 +50,7 @@ impl Bench {
             keys: 1000,
             task: Task::Embed,
             passes: Vec::new(),
+            yields: false,
         };
         for i in 0..200 {
             let cost = text([1, 100, 900][i % 3]);
@@ -98,8 +101,14 @@ impl Bench {
     /// Begins the next pass: the payloads of its members.
     fn begin(&mut self) -> Vec<u64> {
         match self.schedule.next(self.now) {
-            Step::Run(Batch { pass, members }) => {
+            Step::Run(batch) => {
+                let Batch {
+                    pass,
+                    members,
+                    yields,
+                } = batch;
                 self.passes.push(pass);
+                self.yields = yields;
                 members.into_iter().map(|(_, payload)| payload).collect()
             }
             Step::Wait(_) | Step::Finished => Vec::new(),
@@ -554,6 +563,7 @@ fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
     let mut bench = Bench::new(POLICY);
     let bulk = bench.submit(1, BULK, &[text(900)]).unwrap();
     assert_eq!(bench.begin(), bulk);
+    assert!(bench.yields);
     bench.submit(1, BULK, &[text(10)]).unwrap();
     assert_eq!(bench.begin(), [0; 0], "bulk work does not come between");
     let query = bench.submit(2, None, &[text(20)]).unwrap();
@@ -576,6 +586,7 @@ fn a_query_comes_between_the_layers_of_a_long_pass_and_nothing_heavy_does() {
     let mut bench = Bench::new(POLICY);
     let short = bench.submit(1, None, &[text(20)]).unwrap();
     assert_eq!(bench.begin(), short);
+    assert!(!bench.yields);
     bench.submit(2, None, &[text(20)]).unwrap();
     assert_eq!(bench.begin(), [0; 0]);
 }
