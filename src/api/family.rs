@@ -182,7 +182,7 @@ async fn take_in<F: Family>(
     let (body, held) = body.map_err(|_| too_late(allowed))??;
     let (settings, hidden_size) = (state.settings.clone(), served.info.hidden_size);
     let large = body.len() > SMALL_BYTES || kind != ContentKind::Json;
-    let parse = run(state, large, move || {
+    let parse = intake::read(state, large, move || {
         let body = intake::parse(body, &kind)?;
         let reading = Reading {
             settings: &settings,

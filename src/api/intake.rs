@@ -5,7 +5,9 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
 
+use super::ApiState;
 use super::error::{ApiError, ErrorCode};
 use super::form::Form;
 
@@ -50,6 +52,25 @@ pub(super) fn content_kind(headers: &HeaderMap, forms: bool) -> Result<ContentKi
     };
     let message = format!("the content type is {essence:?}, it must be {right}");
     Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
+}
+
+/// Has `work` read a request: here when it is small, else behind whatever else wants the cores, for a picture's JSON has megabytes.
+pub(super) async fn read<T: Send + 'static>(
+    state: &ApiState,
+    large: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if !large {
+        return Ok(work());
+    }
+    // A form is a stream to those who take it apart.
+    let runtime = Handle::current();
+    let reading = state.loaded()?.readers.run(move || {
+        let _entered = runtime.enter();
+        work()
+    });
+    // It panicked, and that was logged.
+    reading.await.ok_or_else(ApiError::internal)
 }
 
 /// Reads the bytes of a body; blocks while a form is taken apart.

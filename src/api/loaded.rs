@@ -5,7 +5,7 @@ use super::error::{ApiError, ErrorCode};
 use super::fields::quoted;
 use crate::batcher::Batcher;
 use crate::engine::EngineInfo;
-use crate::service::{Proof, Reranker};
+use crate::service::{Background, Proof, Reranker};
 
 /// What is served, all of it on one device.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Loaded {
     pub embedder: Option<Served>,
     /// What scores documents.
     pub reranker: Option<ServedReranker>,
+    /// The threads that read large requests.
+    pub readers: Background,
 }
 
 /// A reranker that is loaded and ready.

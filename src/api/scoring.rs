@@ -158,7 +158,7 @@ pub(super) async fn answer<T: Send + 'static>(
     let (read, fields) = (schema.read, schema.fields);
     let large = body.len() > SMALL_BYTES;
     let parse = move || parse(&intake::json(&body)?, &settings, (fields, read));
-    let mut taken = run(&state, large, parse).await??;
+    let mut taken = intake::read(&state, large, parse).await??;
     let ranker = loaded.ranker(taken.model.as_deref())?;
     // What the body took is gone.
     taken.request.timeout = allowed.saturating_sub(started.elapsed());

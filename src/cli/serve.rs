@@ -201,6 +201,8 @@ fn wire(config: &Config, loading: Loading, batcher: Batcher) -> anyhow::Result<L
     let loader = MediaLoader::new(&config.media).context("the HTTP client cannot be set up")?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let background = Background::new(cores).context("there are no threads for decoding")?;
+    let readers = background.others("reader");
+    let readers = readers.context("there are no threads for reading")?;
     let stages = |processor| {
         let (loader, media) = (loader.clone(), config.media.clone());
         let shared = (batcher.clone(), quota.clone(), background.clone());
@@ -231,6 +233,7 @@ fn wire(config: &Config, loading: Loading, batcher: Batcher) -> anyhow::Result<L
         batcher,
         embedder,
         reranker,
+        readers,
     })
 }
 

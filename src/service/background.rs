@@ -1,8 +1,9 @@
-//! The threads that decode and resize: one for each core, behind everything else that wants the cores.
+//! The threads that read large requests, decode and resize: of each kind one for each core, behind everything else that wants the cores.
 //!
-//! In: blocking work. Out: what it returned. A large picture keeps a core busy for a tenth of a second, and as many of them as there are
-//! cores would take half of the encoder's time and make every answer wait for the scheduler's turn. With a lower priority they take what
-//! the encoder leaves; when that has nothing to do, which is when it waits for pictures, this is all of it.
+//! In: blocking work. Out: what it returned. A large picture keeps a core busy for a tenth of a second, the JSON it came in for some
+//! milliseconds, and as many of them as there are cores would take half of the encoder's time and make every answer wait for the
+//! scheduler's turn. With a lower priority they take what the encoder leaves; when that has nothing to do, which is when it waits for
+//! pictures, this is all of it.
 
 use std::io;
 use std::sync::Arc;
@@ -25,25 +26,38 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts so many threads.
+    /// Starts so many threads, for media.
     ///
     /// # Errors
     /// When the system gives none.
     pub fn new(threads: usize) -> io::Result<Self> {
+        Self::start("media", threads, Arc::new(Metronome::new(threads)?))
+    }
+
+    /// Starts as many others of that name, for work that should not queue behind that of these.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub fn others(&self, name: &'static str) -> io::Result<Self> {
+        let threads = self.pool.current_num_threads();
+        Self::start(name, threads, Arc::clone(&self.metronome))
+    }
+
+    fn start(name: &'static str, threads: usize, metronome: Arc<Metronome>) -> io::Result<Self> {
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("media-{i}"))
+            .thread_name(move |i| format!("{name}-{i}"))
             .start_handler(|_| step_back())
             .build();
         Ok(Background {
             pool: Arc::new(pool.map_err(io::Error::other)?),
-            metronome: Arc::new(Metronome::new(threads)?),
+            metronome,
         })
     }
 
     /// Runs `work` when its turn comes, in the order of the calls; not at all when nobody waits for it any more by then. `None`: it
     /// panicked.
-    pub(super) async fn run<T: Send + 'static>(
+    pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {

@@ -1,4 +1,4 @@
-//! Has the kernel choose again who runs on each core, a thousand times a second, while pictures are decoded.
+//! Has the kernel choose again who runs on each core, a thousand times a second, while pictures are decoded or large requests read.
 //!
 //! In: blocking work. Out: what it returned; meanwhile others wait less for a core. On Linux; elsewhere the work simply runs.
 //!

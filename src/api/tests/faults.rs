@@ -8,6 +8,7 @@ use crate::engine::{Checkpoint, CheckpointSource, Encoded, EngineError, Fingerpr
 use crate::media::{MediaLoader, MediaSettings};
 use crate::model::PackedBatch;
 use crate::processor::Processor;
+use crate::service::Background;
 
 /// Ids that make a batch panic, give no number, or end the device.
 const PANICS: u32 = 13;
@@ -81,6 +82,7 @@ fn served(heart: Heartbeat) -> (ApiState, Sizes) {
         batcher,
         embedder: Some(served),
         reranker: None,
+        readers: Background::new(1).expect("threads"),
     });
     (state, sizes)
 }

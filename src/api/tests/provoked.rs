@@ -103,6 +103,7 @@ impl Stage {
         let fingerprint = Fingerprint::of(&checkpoint);
         let proof = Proof::new(fingerprint, template, &PixelOptions::default(), &info);
         let background = Background::new(1).expect("threads");
+        let readers = background.others("reader").expect("threads");
         let stages = Embedder::sharing(
             (loader, self.media),
             processor,
@@ -131,6 +132,7 @@ impl Stage {
             batcher,
             embedder: Some(served),
             reranker,
+            readers,
         });
         state
     }
