@@ -11,9 +11,13 @@ use crate::Options;
 
 pub(crate) struct Bare {
     encoder: Qwen3VlEncoder,
-    batch: PackedBatch,
+    /// All in one batch, and in two.
+    batches: [Vec<PackedBatch>; 2],
     pool: ThreadPool,
 }
+
+/// How many sequences, and the time they took.
+pub(crate) type Encoded = (usize, Duration);
 
 impl Bare {
     /// Loads the server's model in the server's number format.
@@ -39,24 +43,37 @@ impl Bare {
         // As the server: none named is one for each core.
         let threads = options.number("threads", 0.0) as usize;
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let halves = sequences.chunks(sequences.len().div_ceil(2));
         Bare {
             encoder: encoder.expect("weights that fit"),
-            batch: PackedBatch::pack(&sequences),
+            batches: [
+                vec![PackedBatch::pack(&sequences)],
+                halves.map(PackedBatch::pack).collect(),
+            ],
             pool: pool.expect("threads"),
         }
     }
 
-    /// Encodes the batch again and again for so long, once at least; how many sequences, and the time they took.
-    pub(crate) fn encode(&self, lasting: Duration) -> (usize, Duration) {
+    /// Encodes all again and again, once at least and for so long together: in one batch, and in two.
+    pub(crate) fn encode(&self, lasting: Duration) -> [Encoded; 2] {
+        let each = lasting / 2;
+        self.batches
+            .each_ref()
+            .map(|batches| self.encode_as(batches, each))
+    }
+
+    fn encode_as(&self, batches: &[PackedBatch], lasting: Duration) -> Encoded {
         let began = Instant::now();
         let mut sequences = 0;
         while sequences == 0 || began.elapsed() < lasting {
-            // In a thread of the pool and with the others awake, as the engine runs it.
-            let rows = self
-                .pool
-                .install(|| keep_awake(|| self.encoder.forward(&self.batch)));
-            let rows = rows.and_then(|rows| rows.to_vec2::<f32>());
-            sequences += rows.expect("a forward pass").len();
+            for batch in batches {
+                // In a thread of the pool and with the others awake, as the engine runs it.
+                let rows = self
+                    .pool
+                    .install(|| keep_awake(|| self.encoder.forward(batch)));
+                let rows = rows.and_then(|rows| rows.to_vec2::<f32>());
+                sequences += rows.expect("a forward pass").len();
+            }
         }
         (sequences, began.elapsed())
     }

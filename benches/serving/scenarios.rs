@@ -241,20 +241,24 @@ pub(crate) async fn throughput(options: &Options) -> Held {
     bare.encode(Duration::ZERO);
     closed(address, clients, lasting, requests.clone()).await;
     let before = passes(address).await;
-    let (mut served, mut alone) = (Report::default(), (0, Duration::ZERO));
+    let (mut served, mut alone) = (Report::default(), [(0, Duration::ZERO); 2]);
     for _ in 0..options.number("rounds", 10.0) as usize {
-        let (sequences, took) = bare.encode(lasting);
-        alone = (alone.0 + sequences, alone.1 + took);
+        for (sum, (sequences, took)) in alone.iter_mut().zip(bare.encode(lasting)) {
+            *sum = (sum.0 + sequences, sum.1 + took);
+        }
         served.join(closed(address, clients, lasting, requests.clone()).await);
     }
     let after = passes(address).await;
-    let bare = alone.0 as f64 / alone.1.as_secs_f64();
+    // The server makes batches as they come, so it is held to the faster way.
+    let [one, two] = alone.map(|(sequences, took)| sequences as f64 / took.as_secs_f64());
+    let bare = one.max(two);
     let share = served.goodput() / bare;
     println!(
-        "throughput/{clients} x {count}: {:.1} tokens/s, {:.1} % of the bare encoder's {:.1}, {:.1} sequences a pass; {}",
+        "throughput/{clients} x {count}: {:.1} tokens/s, {:.1} % of the bare encoder's {:.1} (in one batch {:.1}), {:.1} sequences a pass; {}",
         served.goodput() * count as f64,
         100.0 * share,
         bare * count as f64,
+        one * count as f64,
         (after.1 - before.1) / (after.0 - before.0),
         served.shown()
     );
