@@ -69,16 +69,23 @@ const FIXED_PRIOR: f64 = 0.25;
 const STEP: f64 = 0.3;
 /// A pass that took more than this many times as long as expected, or less than that part of it, says no more than one that did.
 const OUTLIER: f64 = 4.0;
+/// Passes at the start that may be slow because all is done for the first time: weights are read in, threads wake, memory is made.
+const COLD_PASSES: u8 = 3;
+/// Times the estimate moves towards one of those that was faster: each goes a part of the way that depends on the make-up, all of them arrive.
+const ROUNDS: usize = 8;
 
 /// What a pass takes: a fixed part, and a part for each token of text and of pictures. Learned from the passes themselves.
 ///
 /// The three parts are not measured apart; a pass that took longer than expected raises each in proportion to its share of the
-/// expectation, which passes of different make-up pull apart.
+/// expectation, which passes of different make-up pull apart. The first passes say the most that one takes: where the next are faster, they
+/// are believed at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Speed {
     fixed_s: f64,
     text_token_s: f64,
     vision_token_s: f64,
+    /// Passes it was learned from, as far as they are counted: up to [`COLD_PASSES`].
+    passes: u8,
 }
 
 impl Speed {
@@ -90,7 +97,13 @@ impl Speed {
             fixed_s: FIXED_PRIOR * took_s,
             text_token_s,
             vision_token_s: VISION_PRIOR * text_token_s,
+            passes: 1,
         }
+    }
+
+    /// Whether more than one pass says so: the first alone may have read the weights in.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.passes > 1
     }
 
     /// Learns from a pass; `known` is what the passes before it taught.
@@ -99,16 +112,29 @@ impl Speed {
         let Some(mut speed) = known else {
             return Speed::first(cost, took_s);
         };
-        let text = cost.text_tokens as f64 * speed.text_token_s;
-        let vision = cost.vision_tokens as f64 * speed.vision_token_s;
-        let expected = speed.fixed_s + text + vision;
-        let surprise = (took_s / expected).clamp(1.0 / OUTLIER, OUTLIER);
-        let moved = |part: f64| surprise.powf(STEP * part / expected);
-        let shares = (moved(speed.fixed_s), moved(text), moved(vision));
-        speed.fixed_s *= shares.0;
-        speed.text_token_s *= shares.1;
-        speed.vision_token_s *= shares.2;
+        let expected = (speed.fixed() + speed.marginal(cost)).as_secs_f64();
+        if speed.passes < COLD_PASSES && took_s < expected {
+            for _ in 0..ROUNDS {
+                speed.approach(cost, took_s, (1.0, f64::INFINITY));
+            }
+        } else {
+            speed.approach(cost, took_s, (STEP, OUTLIER));
+        }
+        speed.passes = (speed.passes + 1).min(COLD_PASSES);
         speed
+    }
+
+    /// Moves towards what a pass took by a part of the way, of at most a factor; each of the three by its share in what was expected.
+    fn approach(&mut self, cost: Cost, took_s: f64, (step, most): (f64, f64)) {
+        let text = cost.text_tokens as f64 * self.text_token_s;
+        let vision = cost.vision_tokens as f64 * self.vision_token_s;
+        let expected = self.fixed_s + text + vision;
+        let surprise = (took_s / expected).clamp(1.0 / most, most);
+        let factor = |part: f64| surprise.powf(step * part / expected);
+        let factors = (factor(self.fixed_s), factor(text), factor(vision));
+        self.fixed_s *= factors.0;
+        self.text_token_s *= factors.1;
+        self.vision_token_s *= factors.2;
     }
 
     /// What any pass takes, whatever is in it.
@@ -197,11 +223,25 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_first_pass_is_forgotten_with_the_next_ones() {
+        let pass = cost(100, 0);
+        let mut speed = Speed::learn(None, pass, Duration::from_secs(30));
+        assert!(!speed.is_confirmed());
+        for _ in 1..COLD_PASSES {
+            speed = Speed::learn(Some(speed), pass, took(pass));
+        }
+        assert!(speed.is_confirmed());
+        let ratio = (speed.fixed() + speed.marginal(pass)).as_secs_f64() / took(pass).as_secs_f64();
+        assert!((0.9..1.1).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
     fn what_is_charged_holds_a_part_of_the_fixed_part_and_never_more_than_all_of_it() {
         let speed = Speed {
             fixed_s: 0.4,
             text_token_s: 0.01,
             vision_token_s: 0.02,
+            passes: 1,
         };
         let charge =
             |cost, sequences| (speed.charge(cost, sequences).as_secs_f64() * 1000.0).round();

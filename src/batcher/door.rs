@@ -158,7 +158,7 @@ impl<P: Clone, W> Schedule<P, W> {
             let own = Duration::from_micros(price) + speed.fixed() * 2;
             // A machine that others use, too, slows down by a quarter and more for seconds, and a deep queue is no less busy for being a
             // little shorter.
-            ahead * 3 / 2 + cautious(own) > allowed
+            speed.is_confirmed() && ahead * 3 / 2 + cautious(own) > allowed
         });
         // Nothing before it: then what it lacks is not room, and asking again would not help.
         if late && !self.is_idle() {

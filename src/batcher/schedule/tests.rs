@@ -248,6 +248,20 @@ fn before_anything_is_measured_the_first_bulk_input_goes_alone() {
 }
 
 #[test]
+fn it_takes_two_slow_passes_to_refuse_who_would_be_late() {
+    let mut bench = Bench::new(POLICY);
+    let (cost, slow) = (text(10), Duration::from_secs(60));
+    let in_time = (&[cost][..], Duration::from_secs(5));
+    let speed = Speed::learn(None, cost, slow);
+    bench.schedule.speeds[0] = Some(speed);
+    bench.submit(1, None, &[cost]).unwrap();
+    bench.submit_until(1, None, in_time).unwrap();
+    bench.schedule.speeds[0] = Some(Speed::learn(Some(speed), cost, slow));
+    let refused = bench.submit_until(1, None, in_time);
+    assert!(matches!(refused, Err(BatcherError::TooLate { .. })));
+}
+
+#[test]
 fn a_full_queue_refuses_whole_groups_and_says_when_to_come_back() {
     let mut bench = Bench::new(POLICY);
     bench.submit(1, BULK, &[text(900); 9]).unwrap();
