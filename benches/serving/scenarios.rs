@@ -357,6 +357,9 @@ pub(crate) async fn overload(options: &Options) -> Held {
     println!("overload/peak, {count} tokens: {}", peak.shown());
     let half = Pace::even(peak.goodput() / 2.0, 256);
     let calm = measure.max(Duration::from_secs_f64(ENOUGH_FOR_P99 / half.rate));
+    // Both calms follow as long a pause: a virtual machine is slow to touch again what it let lie for seconds.
+    let pause = Duration::from_secs_f64(deadline / 1e3);
+    tokio::time::sleep(pause).await;
     let before = open(address, half, calm, requests.clone()).await;
     println!("overload/half the peak: {}", before.shown());
     let probe = Probe::new("");
@@ -385,11 +388,12 @@ pub(crate) async fn overload(options: &Options) -> Held {
     let late = server.memory();
     show_overload((&load, &health), (memory, late), spent);
     let grown = late as f64 / memory as f64;
-    tokio::time::sleep(Duration::from_secs_f64(deadline / 1e3)).await;
-    let after = open(address, half, calm, requests.clone()).await;
+    tokio::time::sleep(pause).await;
+    let mut after = open(address, half, calm, requests.clone()).await;
     println!(
-        "overload/half the peak, one deadline later: {}",
-        after.shown()
+        "overload/half the peak, one deadline later: {}\n{}",
+        after.shown(),
+        after.slowest(8)
     );
     // In turn: a machine that others use, too, is faster now and slower then.
     for _ in 0..options.number("rounds", 3.0) as usize {
