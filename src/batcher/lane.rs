@@ -2,7 +2,7 @@
 //!
 //! In: jobs with a price. Out: whose turn it is. Each tenant in turn is granted a quantum and is served while its jobs cost no more than
 //! what it was granted; what is left over counts for its next turn as long as it has work. So of two tenants that both keep work
-//! waiting, neither gets ahead of the other by more than a quantum and the price of a job.
+//! waiting, neither gets ahead of the other by more than a quantum and the price of a job, but for what goes between other work.
 //!
 //! # Source
 //! M. Shreedhar and G. Varghese, "Efficient fair queuing using deficit round robin", SIGCOMM 1995.

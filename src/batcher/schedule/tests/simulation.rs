@@ -630,10 +630,12 @@ impl World {
     }
 
     /// Of two tenants that keep work waiting in a lane, none gets ahead by more than a quantum and a job; twice that between any two
-    /// moments, for the other may have been ahead at the first.
+    /// moments, for the other may have been ahead at the first. What goes between the layers of another pass is served whosever turn it is,
+    /// while that pass serves the others: nobody is ahead for it, but who pays for it later is not behind either.
     fn check_fairness(&mut self, before: &[BTreeSet<Tenant>; 4]) {
         let after = self.backlogged();
         let pass = self.schedule.passes.last().expect("a pass runs");
+        let in_turn = self.schedule.passes.len() == 1;
         let lane = lane_of(pass.priority, pass.task);
         let both: Vec<Tenant> = before[lane].intersection(&after[lane]).copied().collect();
         for id in &pass.members {
@@ -641,7 +643,8 @@ impl World {
             for &other in both.iter().filter(|other| **other != job.tenant) {
                 if both.contains(&job.tenant) {
                     let price = i128::from(job.priced.price);
-                    *self.ahead[lane].entry((job.tenant, other)).or_default() += price;
+                    let gained = if in_turn { price } else { 0 };
+                    *self.ahead[lane].entry((job.tenant, other)).or_default() += gained;
                     *self.ahead[lane].entry((other, job.tenant)).or_default() -= price;
                 }
             }
