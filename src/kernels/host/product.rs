@@ -17,11 +17,17 @@ use crate::kernels::pausing::give_way;
 /// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
 const TASK_PANEL_BYTES: usize = 768 << 10;
 
+/// The same of bf16 that is multiplied as it is: outside AMX that is AMD's cores, whose second cache has 1 MB.
+const DOT_PANEL_BYTES: usize = 512 << 10;
+
 /// Blocks along the depth after which a task goes on to the next tile, so that a deep layer's tiles stay in the second cache, too.
 const PIECE_BLOCKS: usize = 64;
 
 /// Rows of a task whose depth is cut: their unfinished products wait in the second cache.
 const PIECEWISE_ROWS: usize = 512;
+
+/// The same beside [`DOT_PANEL_BYTES`].
+const DOT_PIECEWISE_ROWS: usize = 256;
 
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
@@ -73,7 +79,13 @@ pub(crate) fn product(simd: Simd, rows: &Operand, panels: &Panels, sink: &impl S
     let widens = multiply == Multiply::Widen && simd >= Simd::Avx512 && is_many;
     // AMX's loop fetches ahead too little to have more than one tile meet panels that pass by.
     let is_streamed = rows.tiles() == 1 || (simd < Simd::Amx && !is_many);
-    let tasks = Tasks::of(rows, panels, if widens { ratio } else { 1 }, is_streamed);
+    let room = if multiply == Multiply::Bf16 && simd < Simd::Amx {
+        (DOT_PANEL_BYTES, DOT_PIECEWISE_ROWS)
+    } else {
+        (TASK_PANEL_BYTES, PIECEWISE_ROWS)
+    };
+    let widened = if widens { ratio } else { 1 };
+    let tasks = Tasks::of(rows, panels, (room, widened), is_streamed);
     let shared = Shared {
         simd,
         rows,
@@ -277,8 +289,14 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// `widened`: how much longer panels become before they are multiplied.
-    fn of(rows: &Operand, panels: &Panels, widened: usize, is_streamed: bool) -> Self {
+    /// In the second cache there is room for so many bytes of panels and unfinished products of so many rows; `widened`: how much
+    /// longer panels become before they are multiplied.
+    fn of(
+        rows: &Operand,
+        panels: &Panels,
+        ((panel_bytes, piecewise_rows), widened): ((usize, usize), usize),
+        is_streamed: bool,
+    ) -> Self {
         let tiles = rows.tiles();
         let threads = rayon::current_num_threads();
         // What has few panels is read in no time, and more tasks cost more than they even out.
@@ -295,13 +313,16 @@ impl Tasks {
         } else {
             1
         };
-        let whole = (TASK_PANEL_BYTES / (widened * panels.panel_bytes() / pieces)).max(1);
+        let whole = (panel_bytes / (widened * panels.panel_bytes() / pieces)).max(1);
+        // As many for each thread: of eleven tasks for two, one would wait for the other half a task's time.
         let columns = panels
             .panels()
             .div_ceil(whole)
-            .max(wanted.min(panels.panels()));
+            .max(wanted)
+            .next_multiple_of(threads)
+            .min(panels.panels());
         let most_tiles = if pieces > 1 {
-            PIECEWISE_ROWS / rows.height
+            piecewise_rows / rows.height
         } else {
             tiles
         };

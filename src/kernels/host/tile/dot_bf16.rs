@@ -3,19 +3,26 @@
 use std::arch::x86_64::*;
 
 use super::super::format::{BLOCK_GROUPS, PANEL_COLUMNS};
-use super::Pair;
+use super::{Fetch, Pair};
 
 /// # Safety
 /// The pointers reach as far as `pair` says and `to` has room for the tile; AVX-512 F and BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn multiply(pair: Pair, to: *mut f32) {
-    // SAFETY: the caller's contract; stale rows within the tile's height are computed along.
+    // SAFETY: the caller's contract.
     unsafe {
         match pair.count {
             1 => rows::<1>(pair, to),
             2 => rows::<2>(pair, to),
-            3 | 4 => rows::<4>(pair, to),
-            5..=8 => rows::<8>(pair, to),
+            3 => rows::<3>(pair, to),
+            4 => rows::<4>(pair, to),
+            5 => rows::<5>(pair, to),
+            6 => rows::<6>(pair, to),
+            7 => rows::<7>(pair, to),
+            8 => rows::<8>(pair, to),
+            9 => rows::<9>(pair, to),
+            10 => rows::<10>(pair, to),
+            11 => rows::<11>(pair, to),
             _ => rows::<12>(pair, to),
         }
     }
@@ -36,8 +43,13 @@ unsafe fn rows<const ROWS: usize>(pair: Pair, to: *mut f32) {
             }
         }
         let (mut x, mut w) = (pair.rows, pair.panel);
+        let mut fetch = Fetch::of(pair);
         for _ in 0..pair.blocks {
             for group in 0..BLOCK_GROUPS {
+                fetch.group(w);
+                if group < ROWS {
+                    Fetch::row(x, pair.height * BLOCK_GROUPS, group);
+                }
                 let low = w.cast::<__m512bh>().read();
                 let high = w.add(PANEL_COLUMNS / 2).cast::<__m512bh>().read();
                 for (row, [first, second]) in sums.iter_mut().enumerate() {
