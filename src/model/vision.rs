@@ -82,6 +82,7 @@ impl VisionTower {
         config: &VisionConfig,
         parameters: Parameters<'_>,
     ) -> std::result::Result<Self, ModelError> {
+        let parameters = parameters.with(Sensitivity::High);
         let width = config.hidden_size;
         let blocks = (0..config.depth)
             .map(|i| Block::load(config, parameters, &format!("model.visual.blocks.{i}")))
@@ -96,7 +97,6 @@ impl VisionTower {
         Ok(VisionTower {
             config: config.clone(),
             patch_embed: parameters
-                .with(Sensitivity::High)
                 .linear("model.visual.patch_embed.proj", (width, &[3, 2, 16, 16]))?,
             pos_embed: parameters.table("model.visual.pos_embed.weight", [positions, width])?,
             blocks,
