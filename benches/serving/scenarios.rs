@@ -560,8 +560,13 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     let load = open(address, pace, lasting, requests);
     let (load, (), ()) = tokio::join!(load, watching, probe.watch(address, lasting));
     println!("mixed/70 %: {}", load.shown());
-    // The first half warms up.
     let memory = memory.into_inner();
+    let tenths = (1..=10).filter_map(|i| memory.get(memory.len() * i / 10 - 1));
+    let tenths: Vec<String> = tenths
+        .map(|point| format!("{:.1}", point.1 / 1e6))
+        .collect();
+    println!("mixed/memory by tenths: {} MB", tenths.join(", "));
+    // The first half warms up.
     let warm = &memory[memory.len() / 2..];
     let last = warm.last().map_or(0.0, |point| point.1);
     let percent = 100.0 * slope(warm) / last;
