@@ -561,7 +561,7 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     let (load, (), ()) = tokio::join!(load, watching, probe.watch(address, lasting));
     println!("mixed/70 %: {}", load.shown());
     let memory = memory.into_inner();
-    let tenths = (1..=10).filter_map(|i| memory.get(memory.len() * i / 10 - 1));
+    let tenths = (1..=10).filter_map(|i| memory.get((memory.len() * i / 10).checked_sub(1)?));
     let tenths: Vec<String> = tenths
         .map(|point| format!("{:.1}", point.1 / 1e6))
         .collect();
