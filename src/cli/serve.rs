@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::loading::{self, LoadedModel, Loading};
 use super::reload::Reload;
-use super::{Misconfigured, summary};
+use super::{Misconfigured, memory, summary};
 use crate::api::{
     self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Loaded, Served, ServedReranker, Tls,
 };
@@ -43,6 +43,7 @@ type StartBatcher = fn(Engine, BatchPolicy) -> Batcher;
 /// # Errors
 /// Whatever keeps the server from starting, or stops it before it was told to.
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
+    memory::return_large();
     run_with(config, Batcher::start)
 }
 

@@ -1,5 +1,6 @@
 //! Scratch memory that is taken, given back and taken again: a forward pass allocates in its first layer only.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes that stay allocated between forward passes; what is beyond goes back to the system.
@@ -34,16 +35,24 @@ pub(crate) fn words_mut(lines: &mut [Line]) -> &mut [u32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE_WORDS) }
 }
 
-/// What was given back, by size class, and how many bytes that is.
-struct Free {
-    classes: Vec<Vec<Vec<Line>>>,
-    bytes: usize,
+/// What was given back, by size class, and how much memory there is.
+///
+/// Together with what is in use it is never more than was in use at once before: who finds no buffer of a fitting size takes the place of
+/// those that were not needed for longest. Else passes of ever other sizes would each leave some of their own.
+struct Pool {
+    /// Of each class, those given back last at the end, with when that was.
+    classes: Vec<VecDeque<(u64, Vec<Line>)>>,
+    /// Bytes of them.
+    free: usize,
+    /// Bytes of buffers in use.
+    used: usize,
+    /// The most there ever were.
+    most_used: usize,
+    /// Buffers given back so far.
+    given: u64,
 }
 
-static FREE: Mutex<Free> = Mutex::new(Free {
-    classes: Vec::new(),
-    bytes: 0,
-});
+static POOL: Mutex<Pool> = Mutex::new(Pool::EMPTY);
 
 /// The size class of so many lines, and how many lines its buffers have: five to eight times a power of two, so that at most a fifth of a
 /// new buffer is idle.
@@ -54,38 +63,73 @@ fn class_of(lines: usize) -> (usize, usize) {
     (8 * shift as usize + eighths, eighths << shift)
 }
 
-impl Free {
-    fn take(&mut self, class: usize) -> Option<Vec<Line>> {
+impl Pool {
+    const EMPTY: Pool = Pool {
+        classes: Vec::new(),
+        free: 0,
+        used: 0,
+        most_used: 0,
+        given: 0,
+    };
+
+    /// A buffer of at least so many lines, or what goes back to the system before another of `class` is allocated.
+    fn take(&mut self, class: usize, lines: usize) -> Result<Vec<Line>, Vec<Vec<Line>>> {
         let end = self.classes.len().min(class + CLASSES_SEARCHED);
-        let mut classes = self.classes.get_mut(class..end)?.iter_mut();
-        let lines = classes.find_map(Vec::pop)?;
-        self.bytes -= size_of_val(&lines[..]);
-        Some(lines)
+        let fitting = self.classes.get_mut(class.min(end)..end);
+        let mut classes = fitting.into_iter().flatten();
+        if let Some((_, lines)) = classes.find_map(VecDeque::pop_back) {
+            self.free -= size_of_val(&lines[..]);
+            self.count(size_of_val(&lines[..]));
+            return Ok(lines);
+        }
+        self.count(lines * size_of::<Line>());
+        let mut gone = Vec::new();
+        while self.used + self.free > self.most_used {
+            let classes = self.classes.iter_mut();
+            let oldest =
+                classes.min_by_key(|class| class.front().map_or(u64::MAX, |first| first.0));
+            let Some((_, lines)) = oldest.and_then(VecDeque::pop_front) else {
+                break;
+            };
+            self.free -= size_of_val(&lines[..]);
+            gone.push(lines);
+        }
+        Err(gone)
+    }
+
+    /// Counts a buffer of so many bytes as in use.
+    fn count(&mut self, bytes: usize) {
+        self.used += bytes;
+        self.most_used = self.most_used.max(self.used);
     }
 
     /// Keeps a buffer; what then goes back to the system, the largest first, is returned.
     fn give(&mut self, lines: Vec<Line>) -> Vec<Vec<Line>> {
         let (class, _) = class_of(lines.len());
         if self.classes.len() <= class {
-            self.classes.resize_with(class + 1, Vec::new);
+            self.classes.resize_with(class + 1, VecDeque::new);
         }
-        self.bytes += size_of_val(&lines[..]);
-        self.classes[class].push(lines);
+        let bytes = size_of_val(&lines[..]);
+        self.used -= bytes;
+        self.free += bytes;
+        self.given += 1;
+        self.classes[class].push_back((self.given, lines));
         let mut gone = Vec::new();
-        while self.bytes > KEPT_BYTES {
-            let Some(lines) = self.classes.iter_mut().rev().find_map(Vec::pop) else {
+        while self.free > KEPT_BYTES {
+            let mut classes = self.classes.iter_mut().rev();
+            let Some((_, lines)) = classes.find_map(VecDeque::pop_front) else {
                 break;
             };
-            self.bytes -= size_of_val(&lines[..]);
+            self.free -= size_of_val(&lines[..]);
             gone.push(lines);
         }
         gone
     }
 }
 
-fn free() -> std::sync::MutexGuard<'static, Free> {
+fn pool() -> std::sync::MutexGuard<'static, Pool> {
     // Every change under the lock is complete in itself.
-    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Four-byte words at the start of a cache line, read as f32 or as bits. Dropping a buffer gives its memory to the next one.
@@ -105,11 +149,13 @@ impl Buffer {
     /// `len` words that hold whatever the last user left: the caller writes before it reads.
     pub(crate) fn stale(len: usize) -> Self {
         let (class, lines) = class_of(len.div_ceil(LINE_WORDS));
-        let found = free().take(class);
-        Buffer {
-            lines: found.unwrap_or_else(|| vec![Line::ZERO; lines]),
-            len,
-        }
+        let taken = pool().take(class, lines);
+        let lines = taken.unwrap_or_else(|gone| {
+            // Before there is more, and not under the lock.
+            drop(gone);
+            vec![Line::ZERO; lines]
+        });
+        Buffer { lines, len }
     }
 
     /// `len` zeros.
@@ -155,7 +201,7 @@ impl Clone for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        let gone = free().give(lines);
+        let gone = pool().give(lines);
         // Not under the lock.
         drop(gone);
     }
@@ -188,20 +234,56 @@ mod tests {
         }
     }
 
+    /// Takes a buffer of so many lines, allocating it where there is none; whether there was one, and the bytes that went for it.
+    fn taken(pool: &mut Pool, lines: usize) -> (Vec<Line>, Option<usize>) {
+        let (class, whole) = class_of(lines);
+        match pool.take(class, whole) {
+            Ok(lines) => (lines, None),
+            Err(gone) => {
+                let bytes = gone.iter().map(|lines| size_of_val(&lines[..])).sum();
+                (vec![Line::ZERO; whole], Some(bytes))
+            }
+        }
+    }
+
     #[test]
     fn a_free_buffer_serves_what_is_more_than_half_as_large() {
-        let mut free = Free {
-            classes: Vec::new(),
-            bytes: 0,
-        };
-        let mut take = |lines| {
-            free.give(vec![Line::ZERO; 1024]);
-            let taken = free.take(class_of(lines).0);
-            let found = taken.is_some();
-            found.then_some(free.bytes)
-        };
-        assert_eq!((take(1024), take(513)), (Some(0), Some(0)));
-        assert_eq!((take(512), take(1025)), (None, None));
+        for (lines, is_found) in [(1024, true), (513, true), (512, false), (1025, false)] {
+            let mut pool = Pool::EMPTY;
+            let (first, _) = taken(&mut pool, 1024);
+            assert!(pool.give(first).is_empty());
+            let (own, gone) = taken(&mut pool, lines);
+            assert_eq!(gone.is_none(), is_found, "{lines}");
+            assert_eq!(pool.used, size_of_val(&own[..]), "{lines}");
+        }
+    }
+
+    #[test]
+    fn there_is_never_more_than_was_in_use_at_once_and_what_waited_longest_goes_first() {
+        let mut pool = Pool::EMPTY;
+        let (large, _) = taken(&mut pool, 1024);
+        let (small, _) = taken(&mut pool, 128);
+        pool.give(large);
+        pool.give(small);
+        let most = 64 * (1024 + 128);
+        // Nothing of its size: the large one makes room, the small one can stay.
+        let (middle, gone) = taken(&mut pool, 320);
+        assert_eq!((gone, pool.free), (Some(64 * 1024), 64 * 128));
+        pool.give(middle);
+        let (again, gone) = taken(&mut pool, 128);
+        assert_eq!((again.len(), gone), (128, None));
+        pool.give(again);
+        assert_eq!((pool.used, pool.free, pool.most_used), (0, 64 * 448, most));
+        // Passes of ever other sizes.
+        for step in 0..1000 {
+            let sizes = [1 + step * 37 % 500, 1 + step * 101 % 400];
+            let held: Vec<_> = sizes.map(|lines| taken(&mut pool, lines).0).into();
+            assert!(pool.used + pool.free <= most, "step {step}");
+            for lines in held {
+                pool.give(lines);
+            }
+        }
+        assert_eq!((pool.used, pool.most_used), (0, most));
     }
 
     #[test]
