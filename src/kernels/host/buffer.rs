@@ -43,8 +43,8 @@ pub(crate) fn words_mut(lines: &mut [Line]) -> &mut [u32] {
 
 /// What was given back, by size class, and how much memory there is.
 ///
-/// Together with what is in use it is at most `spare` bytes more than was in use at once before: who finds no buffer of a fitting size takes the place of
-/// those that were not needed for longest. Else passes of ever other sizes would each leave some of their own.
+/// Together with what is in use it is at most `spare` bytes more than was in use at once before: who finds no buffer of a fitting size
+/// takes the place of those that were not needed for longest. Else passes of ever other sizes would each leave some of their own.
 struct Pool {
     /// Of each class, those given back last at the end, with when that was.
     classes: Vec<VecDeque<(u64, Vec<Line>)>>,
