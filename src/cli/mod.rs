@@ -3,7 +3,6 @@
 mod decode_video;
 mod healthcheck;
 mod loading;
-mod memory;
 mod reference_case;
 mod reload;
 mod serve;

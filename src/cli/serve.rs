@@ -14,14 +14,14 @@ use tokio::sync::watch;
 
 use super::loading::{self, LoadedModel, Loading};
 use super::reload::Reload;
-use super::{Misconfigured, memory, summary};
+use super::{Misconfigured, summary};
 use crate::api::{
     self, ApiKeys, ApiSettings, ApiState, ListenerSettings, Loaded, Served, ServedReranker, Tls,
 };
 use crate::batcher::{BatchPolicy, Batcher};
 use crate::config::{Config, Secret};
 use crate::engine::{CheckpointSource, Engine, EngineError};
-use crate::kernels::prefer_short_turns;
+use crate::kernels::{prefer_short_turns, return_large_memory};
 use crate::media::video::{self, sandbox::Layers};
 use crate::media::{MediaError, MediaLoader, MediaSettings};
 use crate::service::{Background, Embedder, Reranker, TokenQuota};
@@ -43,7 +43,7 @@ type StartBatcher = fn(Engine, BatchPolicy) -> Batcher;
 /// # Errors
 /// Whatever keeps the server from starting, or stops it before it was told to.
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    memory::return_large();
+    return_large_memory();
     run_with(config, Batcher::start)
 }
 
