@@ -14,20 +14,29 @@ use super::simd::Simd;
 use super::tile::{self, FETCHED_WORDS, Multiply, PRODUCTS, Pair, Products, STREAMED_WORDS};
 use crate::kernels::pausing::give_way;
 
-/// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay in the second cache.
-const TASK_PANEL_BYTES: usize = 768 << 10;
+/// What a task keeps in the second cache.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Bytes of panels one task multiplies all its rows with: with the rows of a tile they stay.
+    panel_bytes: usize,
+    /// Rows of a task whose depth is cut: their unfinished products wait.
+    piecewise_rows: usize,
+}
 
-/// The same of bf16 that is multiplied as it is: outside AMX that is AMD's cores, whose second cache has 1 MB.
-const DOT_PANEL_BYTES: usize = 512 << 10;
+/// Of two megabytes.
+const ROOM: Room = Room {
+    panel_bytes: 768 << 10,
+    piecewise_rows: 512,
+};
+
+/// Of one, where bf16 is multiplied as it is: outside AMX that is AMD's cores.
+const DOT_ROOM: Room = Room {
+    panel_bytes: 512 << 10,
+    piecewise_rows: 256,
+};
 
 /// Blocks along the depth after which a task goes on to the next tile, so that a deep layer's tiles stay in the second cache, too.
 const PIECE_BLOCKS: usize = 64;
-
-/// Rows of a task whose depth is cut: their unfinished products wait in the second cache.
-const PIECEWISE_ROWS: usize = 512;
-
-/// The same beside [`DOT_PANEL_BYTES`].
-const DOT_PIECEWISE_ROWS: usize = 256;
 
 /// Tasks for each thread that even out what the system or uneven cores take away.
 const TASKS_A_THREAD: usize = 4;
@@ -79,11 +88,8 @@ pub(crate) fn product(simd: Simd, rows: &Operand, panels: &Panels, sink: &impl S
     let widens = multiply == Multiply::Widen && simd >= Simd::Avx512 && is_many;
     // AMX's loop fetches ahead too little to have more than one tile meet panels that pass by.
     let is_streamed = rows.tiles() == 1 || (simd < Simd::Amx && !is_many);
-    let room = if multiply == Multiply::Bf16 && simd < Simd::Amx {
-        (DOT_PANEL_BYTES, DOT_PIECEWISE_ROWS)
-    } else {
-        (TASK_PANEL_BYTES, PIECEWISE_ROWS)
-    };
+    let is_dot = multiply == Multiply::Bf16 && simd < Simd::Amx;
+    let room = if is_dot { DOT_ROOM } else { ROOM };
     let widened = if widens { ratio } else { 1 };
     let tasks = Tasks::of(rows, panels, (room, widened), is_streamed);
     let shared = Shared {
@@ -289,12 +295,11 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// In the second cache there is room for so many bytes of panels and unfinished products of so many rows; `widened`: how much
-    /// longer panels become before they are multiplied.
+    /// `widened`: how much longer panels become before they are multiplied.
     fn of(
         rows: &Operand,
         panels: &Panels,
-        ((panel_bytes, piecewise_rows), widened): ((usize, usize), usize),
+        (room, widened): (Room, usize),
         is_streamed: bool,
     ) -> Self {
         let tiles = rows.tiles();
@@ -313,7 +318,7 @@ impl Tasks {
         } else {
             1
         };
-        let whole = (panel_bytes / (widened * panels.panel_bytes() / pieces)).max(1);
+        let whole = (room.panel_bytes / (widened * panels.panel_bytes() / pieces)).max(1);
         // As many for each thread: of eleven tasks for two, one would wait for the other half a task's time.
         let columns = panels
             .panels()
@@ -322,7 +327,7 @@ impl Tasks {
             .next_multiple_of(threads)
             .min(panels.panels());
         let most_tiles = if pieces > 1 {
-            piecewise_rows / rows.height
+            room.piecewise_rows / rows.height
         } else {
             tiles
         };

@@ -10,22 +10,7 @@ use super::{Fetch, Pair};
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn multiply(pair: Pair, to: *mut f32) {
     // SAFETY: the caller's contract.
-    unsafe {
-        match pair.count {
-            1 => rows::<1>(pair, to),
-            2 => rows::<2>(pair, to),
-            3 => rows::<3>(pair, to),
-            4 => rows::<4>(pair, to),
-            5 => rows::<5>(pair, to),
-            6 => rows::<6>(pair, to),
-            7 => rows::<7>(pair, to),
-            8 => rows::<8>(pair, to),
-            9 => rows::<9>(pair, to),
-            10 => rows::<10>(pair, to),
-            11 => rows::<11>(pair, to),
-            _ => rows::<12>(pair, to),
-        }
-    }
+    unsafe { for_count!(rows, pair, to) }
 }
 
 /// # Safety

@@ -106,22 +106,7 @@ pub(super) unsafe fn avx2(pair: Pair, to: *mut i32) {
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) unsafe fn vnni(pair: Pair, to: *mut i32) {
     // SAFETY: the caller's contract.
-    unsafe {
-        match pair.count {
-            1 => vnni_rows::<1>(pair, to),
-            2 => vnni_rows::<2>(pair, to),
-            3 => vnni_rows::<3>(pair, to),
-            4 => vnni_rows::<4>(pair, to),
-            5 => vnni_rows::<5>(pair, to),
-            6 => vnni_rows::<6>(pair, to),
-            7 => vnni_rows::<7>(pair, to),
-            8 => vnni_rows::<8>(pair, to),
-            9 => vnni_rows::<9>(pair, to),
-            10 => vnni_rows::<10>(pair, to),
-            11 => vnni_rows::<11>(pair, to),
-            _ => vnni_rows::<12>(pair, to),
-        }
-    }
+    unsafe { for_count!(vnni_rows, pair, to) }
 }
 
 /// # Safety

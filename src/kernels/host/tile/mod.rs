@@ -3,6 +3,27 @@
 //! Every sum runs along the depth in an order that neither the other rows nor the other columns change, so a row's products are
 //! the same bits in any batch. Between instruction sets the order differs, except in int8, where sums are exact.
 
+/// Calls a loop in the version compiled for the rows that count, at most twelve.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_count {
+    ($rows:ident, $pair:ident, $to:ident) => {
+        match $pair.count {
+            1 => $rows::<1>($pair, $to),
+            2 => $rows::<2>($pair, $to),
+            3 => $rows::<3>($pair, $to),
+            4 => $rows::<4>($pair, $to),
+            5 => $rows::<5>($pair, $to),
+            6 => $rows::<6>($pair, $to),
+            7 => $rows::<7>($pair, $to),
+            8 => $rows::<8>($pair, $to),
+            9 => $rows::<9>($pair, $to),
+            10 => $rows::<10>($pair, $to),
+            11 => $rows::<11>($pair, $to),
+            _ => $rows::<12>($pair, $to),
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
