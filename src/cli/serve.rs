@@ -21,7 +21,7 @@ use crate::api::{
 use crate::batcher::{BatchPolicy, Batcher};
 use crate::config::{Config, Secret};
 use crate::engine::{CheckpointSource, Engine, EngineError};
-use crate::kernels::{prefer_short_turns, return_large_memory};
+use crate::kernels::{prefer_short_turns, return_free_memory, return_large_memory};
 use crate::media::video::{self, sandbox::Layers};
 use crate::media::{MediaError, MediaLoader, MediaSettings};
 use crate::service::{Background, Embedder, Reranker, TokenQuota};
@@ -34,6 +34,10 @@ const FAREWELL: Duration = Duration::from_millis(300);
 const OTHER_FILES: u64 = 512;
 /// Connections of scrapers and health checks on a listener of their own.
 const MAX_OPERATORS: usize = 64;
+
+/// How often memory goes back that requests needed and no longer do: a rush is over when the next person looks, and what comes again has
+/// to be faulted in only once in that time.
+const RETURNED_EVERY: Duration = Duration::from_secs(10);
 
 /// What puts a batcher before an engine.
 type StartBatcher = fn(Engine, BatchPolicy) -> Batcher;
@@ -59,6 +63,7 @@ fn run_with(config: Config, start: StartBatcher) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
+    runtime.spawn(return_memory());
     let served = runtime.block_on(serve(config, keys, sandbox, start));
     // A download or a load that was interrupted must not keep the process from ending.
     runtime.shutdown_background();
@@ -73,6 +78,16 @@ fn run_with(config: Config, start: StartBatcher) -> anyhow::Result<()> {
 fn async_threads(asked: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if asked == 0 { cores.div_ceil(2) } else { asked }
+}
+
+/// Gives memory back for as long as the server runs.
+async fn return_memory() {
+    let mut ticks = tokio::time::interval(RETURNED_EVERY);
+    loop {
+        ticks.tick().await;
+        // Milliseconds under locks: not on a thread that answers. It fails only where the runtime ends.
+        let _ = tokio::task::spawn_blocking(return_free_memory).await;
+    }
 }
 
 async fn serve(

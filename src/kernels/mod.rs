@@ -22,9 +22,9 @@ pub mod weight;
 pub use activations::Activations;
 pub use awake::keep_awake;
 pub use heads::{HeadRange, Heads, Projections, Rope, Spans};
-pub use host::return_large_memory;
 pub use host::simd::Simd;
 pub(crate) use host::simd::{Loops, run_loops};
+pub use host::{return_free_memory, return_large_memory};
 pub use linear::{
     Activation, GatedMlp, Linear, Norm, Sensitivity, Table, WeightError, check_shape,
 };

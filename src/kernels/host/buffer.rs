@@ -50,6 +50,22 @@ pub fn return_large_memory() {
     }
 }
 
+/// Gives the system back what the C library keeps of freed memory. It takes a few milliseconds, and each heap is locked for its share.
+///
+/// What a rush of requests needed lies free between what is still in use, where the GNU library keeps it until something is freed at the
+/// heap's very end. With other libraries nothing happens.
+///
+/// # Source
+/// `cargo bench --bench serving -- mixed` with the server stopped for 0.8 s every four seconds: the heaps had 53 MB before, 80 MB at most and
+/// 75 MB from then on; with this every ten seconds 37, 65 and a minute later 43 MB.
+pub fn return_free_memory() {
+    // SAFETY: it takes a number only, and may be called at any time.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The words of lines.
 pub(crate) fn words(lines: &[Line]) -> &[u32] {
     // SAFETY: a line is sixteen words without padding, and a word needs less alignment.

@@ -27,7 +27,7 @@ use rayon::prelude::*;
 
 use self::attention::{Attending, Mode};
 use self::buffer::Buffer;
-pub use self::buffer::return_large_memory;
+pub use self::buffer::{return_free_memory, return_large_memory};
 use self::key_panels::{Columns, KeyRows};
 pub(super) use self::layers::{Host, gated_mlp, linear, linear_add, mlp, norm_linear};
 use self::rows::{NormWeights, RotatedHeads, Rotation};
