@@ -569,14 +569,18 @@ pub(crate) async fn mixed(options: &Options) -> Held {
     // The first half warms up.
     let warm = &memory[memory.len() / 2..];
     let last = warm.last().map_or(0.0, |point| point.1);
-    // What requests need while they are there comes and goes within seconds; what stays is the least of each minute.
-    let least = |minute: &[(f64, f64)]| minute.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
-    let lowest: Vec<(f64, f64)> = warm.chunks(60).filter_map(least).collect();
+    // What requests need while they are there comes and goes within seconds; what stays is the least of each thirtieth: of an hour's
+    // second half, of a minute.
+    let least = |part: &[(f64, f64)]| part.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+    let lowest: Vec<(f64, f64)> = warm
+        .chunks(warm.len().div_ceil(30).max(1))
+        .filter_map(least)
+        .collect();
     let percent = 100.0 * slope(&lowest) / last;
     let of_all = 100.0 * slope(warm) / last;
     let after = unloaded().await;
     println!(
-        "mixed/memory {:.1} MB, {percent:.2} % an hour over the second half by the least of each minute, {of_all:.2} % by all; files {before} before, at most {} meanwhile, {after} after",
+        "mixed/memory {:.1} MB, {percent:.2} % an hour over the second half by the least of each thirtieth, {of_all:.2} % by all; files {before} before, at most {} meanwhile, {after} after",
         last / 1e6,
         most_files.get()
     );
